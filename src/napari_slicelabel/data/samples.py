@@ -156,15 +156,20 @@ def _membranes(shape: tuple[int, int, int], rng: np.random.Generator) -> NDArray
     z, y, x = np.ogrid[:depth, :height, :width]
     bend_y, bend_x = (_smooth_noise(shape, (4, 14, 14), rng) * 6 for _ in range(2))
     bent_y, bent_x = (y + bend_y).astype(np.float32), (x + bend_x).astype(np.float32)
-    nearest = np.full(shape, np.inf, np.float32)
-    second = nearest.copy()
-    for seed_z, seed_y, seed_x in seeds:
+    nearest, second = (np.full(shape, np.inf, np.float32) for _ in range(2))
+    nearest_seed, second_seed = (np.zeros(shape, np.int16) for _ in range(2))
+    for number, (seed_z, seed_y, seed_x) in enumerate(seeds):
         distance = (bent_y - seed_y) ** 2
         distance += (bent_x - seed_x) ** 2
         distance += (z_weight**2) * (z.astype(np.float32) - seed_z) ** 2
+        first, runner_up = distance < nearest, distance < second
+        np.copyto(second_seed, np.where(first, nearest_seed, np.int16(number)), where=runner_up)
+        nearest_seed[first] = number
         np.minimum(second, np.maximum(nearest, distance), out=second)
         np.minimum(nearest, distance, out=nearest)
-    wall: NDArray[np.bool_] = np.sqrt(second) - np.sqrt(nearest) < 4.0
+    # Distance in the plane to the wall between the two nearest cells: without it, walls cut at a slant become blots.
+    apart = np.linalg.norm(seeds[:, None, 1:] - seeds[None, :, 1:], axis=-1)
+    wall: NDArray[np.bool_] = (second - nearest) / (2 * np.maximum(apart[nearest_seed, second_seed], 18)) < 1.8
     return wall
 
 
@@ -208,8 +213,8 @@ def _stained(
 ) -> NDArray[np.uint8]:
     """Grey values of a heavy-metal stain, with the blur, noise and brightness steps of real sections."""
     shape = membrane.shape
-    image = 165 + 18 * _smooth_noise(shape, (1, 4, 4), rng)
-    image[mitochondria] = 112 + 14 * texture[mitochondria]
+    image = 165 + 9 * _smooth_noise(shape, (1, 3, 3), rng)
+    image[mitochondria] = 105 + 14 * texture[mitochondria]
     image[membrane] = 62
     image = ndimage.gaussian_filter(image, (0.3, 0.9, 0.9))
     image += rng.normal(0, 11, shape).astype(np.float32)
@@ -218,13 +223,13 @@ def _stained(
     return clipped
 
 
-def _smooth_noise(
-    shape: tuple[int, ...], scale: tuple[float, ...], rng: np.random.Generator
-) -> NDArray[np.float32]:
+def _smooth_noise(shape: tuple[int, ...], scale: tuple[float, ...], rng: np.random.Generator) -> NDArray[np.float32]:
     """A random field of mean 0 and deviation 1 that changes over ``scale`` voxels."""
     # Drawn on a coarse grid and enlarged: far cheaper than blurring white noise of full size.
     coarse = tuple(int(np.ceil(n / s)) + 3 for n, s in zip(shape, scale, strict=True))
     noise = rng.normal(0, 1, coarse).astype(np.float32)
     large = ndimage.zoom(noise, [s * 1.001 for s in scale], order=1)
     field: NDArray[np.float32] = large[tuple(slice(n) for n in shape)]
-    return (field - field.mean()) / field.std()
+    field -= field.mean()
+    field /= field.std()
+    return field
