@@ -1,0 +1,211 @@
+"""What the command line shows: JSON on stdout, progress and words on stderr, and how it is interrupted."""
+
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from napari_slicelabel.engine.events import Event
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class Interrupted(Exception):
+    """The user stopped a run; what it had accepted is on disk."""
+
+    def __init__(self, run_id: str | None) -> None:
+        super().__init__(run_id)
+        self.run_id = run_id
+
+
+def emit(payload: object) -> None:
+    """Write the one JSON document of a command to stdout."""
+    sys.stdout.write(json.dumps(plain(payload), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    """Write one line to stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def plain(value: object) -> object:
+    """Return `value` as JSON knows it: numbers that JSON lacks (NaN, infinity) become null, paths become text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    # numpy's numbers and arrays turn into Python's by `tolist`, without numpy being named here.
+    convert = getattr(value, "tolist", None)
+    if convert is not None:
+        return plain(convert())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+class Display(Protocol):
+    """Shows how far a stage is."""
+
+    def update(self, stage: str, done: int, total: int, message: str) -> None:
+        """Say that `done` of `total` steps of `stage` are over."""
+
+
+class _Bars:
+    """One bar with the time left for each stage, on a terminal."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[message]}"),
+            console=Console(stderr=True),
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, stage: str, done: int, total: int, message: str) -> None:
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total, message="")
+        task = self._tasks[stage]
+        if done < self._progress.tasks[self._progress.task_ids.index(task)].completed:
+            self._progress.reset(task)
+        self._progress.update(task, completed=done, total=total, message=message)
+
+
+class _Lines:
+    """A plain line every few seconds, where stderr is a file or a pipe."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._stage = ""
+        self._began = self._last = -math.inf
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, stage: str, done: int, total: int, message: str) -> None:
+        now = self._clock()
+        if stage != self._stage:
+            self._stage, self._began, self._last = stage, now, -math.inf
+        if now - self._last < _SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        left = f", {(now - self._began) / done * (total - done):.0f} s left" if 0 < done < total else ""
+        say(f"{stage}: {done}/{total}{left}{f', {message}' if message else ''}")
+
+
+def display() -> AbstractContextManager[Display]:
+    """Return bars on a terminal, else plain lines."""
+    return _Bars() if sys.stderr.isatty() else _Lines()
+
+
+class StopRequest:
+    """Whether the user asked to stop; see `interruptible`."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+
+@contextmanager
+def interruptible() -> Iterator[StopRequest]:
+    """Turn the first SIGINT or SIGTERM into a request that is answered between two events; a second stops at once.
+
+    An exception thrown into the middle of a write could leave half a slice, so the first one waits for a safe place.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread may set handlers; a caller elsewhere closes the run itself.
+        yield request
+        return
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        if request.asked:
+            raise KeyboardInterrupt
+        request.asked = True
+        # Not through sys.stderr: the signal may have come while it was being written to.
+        os.write(2, b"Stopping after this step; again to stop at once.\n")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def follow(events: "Iterator[Event]") -> "Iterator[Event]":
+    """Pass the events of a run on while showing them on stderr.
+
+    Parameters
+    ----------
+    events : iterator of Event
+        A run. It is closed in any case, also when the consumer stops early.
+
+    Yields
+    ------
+    Event
+        Every event of the run.
+
+    Raises
+    ------
+    Interrupted
+        SIGINT or SIGTERM arrived; the run was closed at the event that came next.
+    """
+    from napari_slicelabel.engine.events import Finished, Metric, Started
+    from napari_slicelabel.engine.events import Progress as ProgressEvent
+
+    run_id: str | None = None
+    metrics: dict[str, float] = {}
+    with interruptible() as request, _closing(events), display() as screen:
+        try:
+            for event in events:
+                if isinstance(event, Started):
+                    run_id = event.run_id
+                    say(f"run {run_id} ({event.method})")
+                elif isinstance(event, Metric):
+                    metrics[event.name] = event.value
+                elif isinstance(event, ProgressEvent):
+                    shown = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
+                    screen.update(event.stage, event.done, event.total, event.message or shown)
+                yield event
+                if request.asked and not isinstance(event, Finished):
+                    raise Interrupted(run_id)
+        except KeyboardInterrupt:
+            raise Interrupted(run_id) from None
+
+
+def _closing(events: "Iterator[Event]") -> "AbstractContextManager[Generator[Event]]":
+    # A run is a generator; Iterator is what its signature promises.
+    return closing(events)  # type: ignore[arg-type]
