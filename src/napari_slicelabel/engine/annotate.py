@@ -1,0 +1,137 @@
+"""Take slices of an existing label volume over as human annotation."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_slicelabel.data.boxes import SliceRef
+from napari_slicelabel.data.classes import MAX_CLASS, NOT_PAINTED, LabelClass, default_color
+from napari_slicelabel.data.project import Project
+from napari_slicelabel.data.volume import Volume
+from napari_slicelabel.engine.events import Event, Progress
+from napari_slicelabel.errors import InputError
+
+
+def copy_slices(
+    project: Project,
+    volume: str,
+    labels: Volume,
+    refs: Sequence[SliceRef],
+    *,
+    force: bool = False,
+    add_classes: bool = False,
+) -> Iterator[Event]:
+    """Copy slices of a label volume into the annotation, as painted by a human and complete.
+
+    Parameters
+    ----------
+    project : Project
+        The project. It gets one class per label value found when it has none yet.
+    volume : str
+        Name of the volume that is annotated.
+    labels : Volume
+        Labels of the same shape: 0 = background, 1 to 254 = class.
+    refs : sequence of SliceRef
+        Which slices.
+    force : bool
+        Whether annotation that differs may be replaced.
+    add_classes : bool
+        Whether label values without a class make new classes, also when the project has some.
+
+    Yields
+    ------
+    Event
+        Progress of the check, then of the writing. Nothing is written before everything was checked.
+
+    Raises
+    ------
+    InputError
+        Another shape, no slice, a slice that does not exist or is painted already, label values above 254 (instances),
+        values that are no class, or nothing but background.
+    StorageError
+        The project cannot be written.
+    """
+    _check_shape(project, volume, labels)
+    if not refs:
+        raise InputError("no slice was chosen; name at least one")
+    if not force:
+        _refuse_painted(project, volume, refs)
+    values: set[int] = set()
+    for done, ref in enumerate(refs, start=1):
+        plane = _read(labels, ref)
+        values.update(_label_values(plane, labels.name))
+        if not force:
+            _refuse_conflict(project, volume, ref, plane)
+        yield Progress("check", done, len(refs), str(ref))
+    _ensure_classes(project, values - {NOT_PAINTED}, add=add_classes)
+    for done, ref in enumerate(refs, start=1):
+        project.annotation(volume).write_slice(ref, _read(labels, ref).astype(np.uint8), complete=True)
+        yield Progress("annotate", done, len(refs), str(ref))
+
+
+def _check_shape(project: Project, volume: str, labels: Volume) -> None:
+    shape = project.volume(volume).shape
+    if labels.shape != shape or labels.channels != 1:
+        channels = f" with {labels.channels} channels" if labels.channels != 1 else ""
+        raise InputError(
+            f"labels {labels.name} have shape {labels.shape}{channels}, but volume {volume} has {shape} (z, y, x); "
+            "give labels of the same shape"
+        )
+
+
+def _refuse_painted(project: Project, volume: str, refs: Sequence[SliceRef]) -> None:
+    annotation = project.annotation(volume)
+    taken = [str(ref) for ref in refs if ref.index in annotation.annotated(ref.axis)]
+    if taken:
+        raise InputError(f"slices painted already: {', '.join(taken)}; use --force to replace what is painted there")
+
+
+def _refuse_conflict(project: Project, volume: str, ref: SliceRef, plane: NDArray[np.integer]) -> None:
+    """Refuse to change what was painted in slices of another axis that cross this one."""
+    known = project.annotation(volume).supervision(ref)
+    differing = int(np.count_nonzero(known.known & (known.target != plane)))
+    if differing:
+        raise InputError(
+            f"slice {ref}: {differing} voxels painted along another axis have other labels; use --force to replace them"
+        )
+
+
+def _read(labels: Volume, ref: SliceRef) -> NDArray[np.integer]:
+    plane: NDArray[np.integer] = labels.read_slice(ref)[0, 0]
+    return plane
+
+
+def _label_values(plane: NDArray[np.integer], name: str) -> set[int]:
+    values = {int(value) for value in np.unique(plane)}
+    if min(values) < 0 or max(values) > MAX_CLASS:
+        raise InputError(
+            f"labels {name} hold values from {min(values)} to {max(values)}; classes are 1 to {MAX_CLASS} and "
+            "background is 0, so turn instances into classes first"
+        )
+    return values
+
+
+def _ensure_classes(project: Project, values: set[int], *, add: bool) -> None:
+    known = {label_class.id for label_class in project.classes}
+    if not known and not values:
+        raise InputError("the chosen slices hold nothing but background; choose slices with labels")
+    missing = sorted(values - known)
+    if known and missing and not add:
+        raise InputError(
+            f"label values {', '.join(map(str, missing))} are no classes of the project "
+            f"(it has {', '.join(f'{c.id} {c.name}' for c in project.classes)}); use --add-classes to add them"
+        )
+    if missing:
+        names = {c.name for c in project.classes}
+        added = [
+            LabelClass(id=value, name=_free_name(f"label {value}", names), color=default_color(value))
+            for value in missing
+        ]
+        project.set_classes([*project.classes, *added])
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "'"
+    return name
