@@ -1,0 +1,1 @@
+"""What exists: volumes, annotation, projects and their files. Knows neither torch nor napari."""

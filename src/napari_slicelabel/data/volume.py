@@ -1,0 +1,496 @@
+"""A lazily read 3D image: `Volume`."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_slicelabel.data.boxes import AXES, Axis, Box, SliceRef
+from napari_slicelabel.errors import InputError, SliceLabelError, StorageError
+
+Unit = Literal["nanometer", "micrometer", "millimeter", "pixel"]
+VoxelSize = tuple[float, float, float]
+
+SAMPLE_BYTES = 64 * 2**20
+"""At most this much of a volume is read to learn its intensity range."""
+
+_SAMPLE_BLOCKS = 64
+# percentiles sort in float64: this many values of a channel are plenty for them and cost 32 MB, not 512
+_SAMPLE_VALUES = 4 * 2**20
+
+_UNITS: dict[str, tuple[Unit, float]] = {
+    **dict.fromkeys(("nanometer", "nanometers", "nanometre", "nm"), (cast("Unit", "nanometer"), 1.0)),
+    **dict.fromkeys(
+        ("micrometer", "micrometers", "micrometre", "micron", "microns", "um", "\u00b5m", "\u03bcm", "\\u00b5m"),
+        (cast("Unit", "micrometer"), 1.0),
+    ),
+    **dict.fromkeys(("millimeter", "millimeters", "millimetre", "mm"), (cast("Unit", "millimeter"), 1.0)),
+    **dict.fromkeys(("angstrom", "angstroms", "\u00c5", "\u212b"), (cast("Unit", "nanometer"), 0.1)),
+    **dict.fromkeys(("picometer", "pm"), (cast("Unit", "nanometer"), 1e-3)),
+    **dict.fromkeys(("centimeter", "cm"), (cast("Unit", "millimeter"), 10.0)),
+    **dict.fromkeys(("meter", "m"), (cast("Unit", "millimeter"), 1000.0)),
+    **dict.fromkeys(("pixel", "pixels", "voxel", "px", ""), (cast("Unit", "pixel"), 1.0)),
+}
+_IN_MILLIMETERS: dict[Unit, float] = {"nanometer": 1e-6, "micrometer": 1e-3, "millimeter": 1.0, "pixel": 1.0}
+
+
+def parse_unit(text: str) -> tuple[Unit, float]:
+    """Return the unit that a name stands for, and the factor that brings a length to it.
+
+    Parameters
+    ----------
+    text : str
+        A name or a sign: nm, nanometer, um, micron, mm, angstrom, cm, pixel, ... in any case.
+
+    Returns
+    -------
+    tuple of str and float
+        One of the four units of a `Volume`, and what lengths are to be multiplied with (0.1 for angstrom).
+
+    Raises
+    ------
+    InputError
+        The name is not known.
+
+    Examples
+    --------
+    >>> parse_unit("um"), parse_unit("Angstrom")
+    (('micrometer', 1.0), ('nanometer', 0.1))
+    """
+    text = text.strip()
+    found = _UNITS.get(text) or _UNITS.get(text.lower())
+    if found is None:
+        raise InputError(f"unit {text!r}: expected one of {', '.join(get_args(Unit))}, or nm, um, mm")
+    return found
+
+
+def convert_length(unit: Unit, to: Unit) -> float:
+    """Return the factor that brings a length in `unit` to the unit `to`; 1 when either is the pixel."""
+    if "pixel" in (unit, to):
+        return 1.0
+    return _IN_MILLIMETERS[unit] / _IN_MILLIMETERS[to]
+
+
+class ArrayLike(Protocol):
+    """What a lazy array must be able to do: tell shape and dtype, and give a basic slice as something numpy takes."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of each axis."""
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the values, as numpy understands it."""
+
+    def __getitem__(self, index: Any, /) -> Any:
+        """Give the values of a tuple of ints and slices."""
+
+
+ArrayLike3D = ArrayLike
+
+
+@dataclass(frozen=True, slots=True)
+class Intensity:
+    """The intensity range of a volume, per channel, from a bounded sample.
+
+    Attributes
+    ----------
+    low, high : tuple of float
+        Percentiles 0.5 and 99.5; ``low < high`` always, so that it is safe to divide by the difference.
+    mean, std : tuple of float
+        Of the sample clipped to ``low .. high``. `std` is 0 for a channel that is constant.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Volume:
+    """A 3D image that is read lazily. Immutable.
+
+    Open one from a file with `open_volume`, or wrap an array with `Volume.from_array`. It holds a reference to an array
+    that lies on disk (or to a dask graph) and never all its values.
+
+    Parameters
+    ----------
+    array : array-like
+        Anything with shape, dtype and basic slicing: numpy (also memory-mapped), zarr, h5py, dask.
+    name : str
+        Short name, shown to the user.
+    source : str
+        Where it came from: a path (with ``::array`` where the file holds several), or "" for an array in memory.
+    axes : str
+        One letter for each axis of `array`, any order: z, y, x, at most one of c, and t where its length is 1.
+    voxel_size : sequence of 3 float
+        Size of a voxel along z, y, x, in `unit`.
+    unit : str
+        "nanometer", "micrometer", "millimeter" or "pixel", or a sign for one of them.
+    channel_names : sequence of str
+        As the file names them; empty when it does not.
+    affine : ndarray of shape (4, 4), float64, optional
+        Voxel (x, y, z) to millimeter, of a NIfTI file; kept so that labels exported for it lie on top of it.
+
+    Raises
+    ------
+    InputError
+        Axes that do not fit the array, an axis of length 0, t longer than 1, values that are not real numbers,
+        or a voxel size that is not three positive numbers.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (z, y, x).
+    channels : int
+        Number of channels, 1 when the array has no such axis.
+    dtype : numpy.dtype
+        Of what `read` returns: that of the array in native byte order, uint8 for bool.
+    """
+
+    def __init__(
+        self,
+        array: ArrayLike,
+        *,
+        name: str,
+        source: str = "",
+        axes: str = "zyx",
+        voxel_size: Sequence[float] = (1.0, 1.0, 1.0),
+        unit: str = "pixel",
+        channel_names: Sequence[str] = (),
+        affine: NDArray[np.float64] | None = None,
+    ) -> None:
+        what = source or name
+        lengths = check_axes(array.shape, axes, what)
+        self._array = array
+        self._axes = axes
+        self.name = name
+        self.source = source
+        self.shape: tuple[int, int, int] = (lengths["z"], lengths["y"], lengths["x"])
+        self.channels = lengths.get("c", 1)
+        self.dtype = _plain_dtype(array.dtype, what)
+        self.unit, factor = parse_unit(unit)
+        self.voxel_size = check_voxel_size(voxel_size, factor)
+        self.channel_names = tuple(channel_names)
+        self.affine = affine
+        self._intensity: Intensity | None = None
+
+    def __repr__(self) -> str:
+        """Return name, shape and voxel size on one line."""
+        size = " x ".join(f"{s:g}" for s in self.voxel_size)
+        channels = f", {self.channels} channels" if self.channels > 1 else ""
+        return f"<Volume {self.name!r} zyx {self.shape} {self.dtype}{channels}, {size} {self.unit}>"
+
+    @classmethod
+    def from_array(
+        cls,
+        array: ArrayLike,
+        *,
+        name: str = "volume",
+        axes: str = "zyx",
+        voxel_size: Sequence[float] = (1, 1, 1),
+        unit: str = "pixel",
+    ) -> Self:
+        """Return a volume over an array, without copying it.
+
+        Parameters
+        ----------
+        array : array-like of shape given by `axes`
+            numpy, zarr, h5py or dask, real numbers.
+        name : str
+            Short name.
+        axes : str
+            One letter for each axis of `array`.
+        voxel_size : sequence of 3 float
+            Along z, y, x, in `unit`.
+        unit : str
+            "nanometer", "micrometer", "millimeter" or "pixel".
+
+        Returns
+        -------
+        Volume
+            Reads from `array` when asked.
+
+        Raises
+        ------
+        InputError
+            As the class.
+
+        Examples
+        --------
+        >>> Volume.from_array(np.zeros((4, 5, 6), "u1")).read_slice(SliceRef("y", 0)).shape
+        (1, 1, 4, 6)
+        """
+        return cls(array, name=name, axes=axes, voxel_size=voxel_size, unit=unit)
+
+    @property
+    def axes(self) -> str:
+        """The axes of the array behind, one letter each; what `read` returns is c, z, y, x whatever these are."""
+        return self._axes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all values, were they read."""
+        return math.prod(self.shape) * self.channels * self.dtype.itemsize
+
+    @property
+    def chunks(self) -> tuple[int, int, int] | None:
+        """Chunk shape (z, y, x) of the storage, or None where any part can be read alone."""
+        chunks = getattr(self._array, "chunks", None)
+        if not chunks:
+            return None
+        # dask gives the length of every chunk along an axis, zarr and h5py one number
+        lengths = [max(c) if isinstance(c, tuple) else int(c) for c in chunks]
+        by_axis = dict(zip(self._axes, lengths, strict=True))
+        return by_axis["z"], by_axis["y"], by_axis["x"]
+
+    def read(self, box: Box) -> NDArray[Any]:
+        """Return the values in a box; reads only the chunks that it touches.
+
+        Parameters
+        ----------
+        box : Box
+            In z, y, x, inside the volume.
+
+        Returns
+        -------
+        ndarray of shape (c, z, y, x), `dtype`
+            A C-contiguous array in memory. It may be read-only.
+
+        Raises
+        ------
+        InputError
+            The box is not 3D or reaches outside the volume.
+        StorageError
+            The file cannot be read there.
+        """
+        if len(box.start) != 3 or not Box.whole(self.shape).contains(box) or min(box.start) < 0:
+            raise InputError(f"box from {box.start} to {box.stop}: volume {self.name!r} has shape {self.shape} (z, y, x)")
+        where = dict(zip(AXES, box.slices, strict=True))
+        index = tuple(0 if a == "t" else where.get(cast("Axis", a), slice(None)) for a in self._axes)
+        try:
+            values = np.asarray(self._array[index])
+        except SliceLabelError:
+            raise
+        except (OSError, RuntimeError, ValueError, EOFError) as error:
+            raise StorageError(
+                f"{self.source or self.name}: cannot read voxels {box.start} to {box.stop}: {_one_line(error)}"
+            ) from error
+        kept = [a for a in self._axes if a != "t"]
+        if "c" not in kept:
+            values, kept = values[None], ["c", *kept]
+        return np.ascontiguousarray(values.transpose([kept.index(a) for a in "czyx"]), dtype=self.dtype)
+
+    def read_slice(self, ref: SliceRef, *, halo: int = 0) -> NDArray[Any]:
+        """Return one slice, with its neighbours on both sides.
+
+        Parameters
+        ----------
+        ref : SliceRef
+            Which slice.
+        halo : int
+            Number of neighbouring slices on each side. Beyond the end of the volume the last slice is repeated.
+
+        Returns
+        -------
+        ndarray of shape (c, 2 * halo + 1, h, w), `dtype`
+            The slice asked for is number `halo`. (h, w) is (y, x) along z, (z, x) along y, (z, y) along x.
+
+        Raises
+        ------
+        InputError
+            No such slice, or a negative halo.
+        StorageError
+            The file cannot be read there.
+        """
+        if halo < 0:
+            raise InputError(f"halo {halo}: expected 0 or more slices")
+        number, depth = ref.axis_number, self.depth(ref.axis)
+        margins = [0, 0, 0]
+        margins[number] = halo
+        box = ref.box(self.shape).grow(margins).clip(self.shape)
+        block = np.moveaxis(self.read(box), number + 1, 1)
+        if block.shape[1] != 2 * halo + 1:
+            wanted = np.arange(ref.index - halo, ref.index + halo + 1).clip(0, depth - 1)
+            block = block[:, wanted - box.start[number]]
+        return np.ascontiguousarray(block)
+
+    def plane_shape(self, axis: Axis) -> tuple[int, int]:
+        """Return (h, w) of the slices along `axis`."""
+        h, w = (n for a, n in zip(AXES, self.shape, strict=True) if a != axis)
+        return h, w
+
+    def depth(self, axis: Axis) -> int:
+        """Return the number of slices along `axis`."""
+        return self.shape[AXES.index(axis)]
+
+    def anisotropy(self, axis: Axis) -> float:
+        """Return the spacing across the slices of `axis` over the mean spacing inside them; 1 is isotropic.
+
+        Examples
+        --------
+        >>> Volume.from_array(np.zeros((2, 2, 2)), voxel_size=(50, 4, 6)).anisotropy("z")
+        10.0
+        """
+        number = AXES.index(axis)
+        inside = [s for i, s in enumerate(self.voxel_size) if i != number]
+        return self.voxel_size[number] / (sum(inside) / 2)
+
+    def intensity(self) -> Intensity:
+        """Return the robust intensity range. Cached.
+
+        Returns
+        -------
+        Intensity
+            From blocks spread over the volume, together at most 64 MB (but at least one chunk).
+
+        Raises
+        ------
+        InputError
+            The sample has NaN or infinite values, or a single value everywhere.
+        StorageError
+            The file cannot be read.
+
+        Notes
+        -----
+        A channel that is constant beside others that are not (an alpha channel) is no error: its `high` is ``low + 1``.
+        """
+        if self._intensity is None:
+            self._intensity = _measure(self)
+        return self._intensity
+
+
+def check_axes(shape: Sequence[int], axes: str, what: str) -> dict[str, int]:
+    """Return the length of each axis, once the letters are known to fit.
+
+    Parameters
+    ----------
+    shape : sequence of int
+        Of the array.
+    axes : str
+        One letter for each axis.
+    what : str
+        Name for the message.
+
+    Returns
+    -------
+    dict
+        Letter to length.
+
+    Raises
+    ------
+    InputError
+        See `Volume`.
+    """
+    shape = tuple(int(n) for n in shape)
+    if len(axes) != len(shape):
+        raise InputError(
+            f"{what}: the array has {len(shape)} axes, shape {shape}; expected a 3D image and one letter for each axis,"
+            f" but axes is {axes!r} (z, y, x in any order, c for channels)"
+        )
+    if len(set(axes)) != len(axes) or not set("zyx") <= set(axes) <= set("tczyx"):
+        raise InputError(f"{what}: axes {axes!r}: expected z, y and x once each, and at most one c, in any order")
+    lengths = dict(zip(axes, shape, strict=True))
+    if lengths.get("t", 1) != 1:
+        raise InputError(
+            f"{what}: {lengths['t']} time points; expected one. Extract one time point,"
+            f" or give the axes if these are slices, such as axes={axes.replace('z', '').replace('t', 'z')!r}"
+        )
+    if 0 in shape:
+        raise InputError(f"{what}: shape {shape} holds no voxels")
+    return lengths
+
+
+def check_voxel_size(voxel_size: Sequence[float], factor: float = 1.0) -> VoxelSize:
+    """Return three positive lengths, each multiplied with `factor`; InputError for anything else."""
+    sizes = tuple(float(s) for s in voxel_size)
+    if len(sizes) != 3 or not all(math.isfinite(s) and s > 0 for s in sizes):
+        raise InputError(f"voxel size {sizes}: expected three positive numbers, for z, y and x")
+    return sizes[0] * factor, sizes[1] * factor, sizes[2] * factor
+
+
+def _plain_dtype(dtype: Any, what: str) -> np.dtype[Any]:
+    """Return the dtype in native byte order (uint8 for bool), or raise for what is no real number."""
+    plain = np.dtype(dtype)
+    if plain.kind == "b":
+        return np.dtype(np.uint8)
+    if plain.kind not in "uif":
+        raise InputError(f"{what}: values of type {plain}; expected integers or floating point numbers")
+    # other libraries (torch) refuse the foreign byte order of MRC, NIfTI and TIFF files
+    return plain.newbyteorder("=")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def sample_boxes(volume: Volume) -> Iterator[Box]:
+    """Yield boxes spread over the volume that read at most `SAMPLE_BYTES` of its storage, chunks counted whole."""
+    voxel = volume.channels * volume.dtype.itemsize
+    # in a file without chunks whole rows of a plane lie together
+    tile = [min(c, n) for c, n in zip(volume.chunks or (1, *volume.shape[1:]), volume.shape, strict=True)]
+    touched = math.prod(tile) * voxel
+    while math.prod(tile) * voxel > SAMPLE_BYTES // 4:
+        widest = int(np.argmax(tile))
+        tile[widest] = math.ceil(tile[widest] / 2)
+        if volume.chunks is None:
+            touched = math.prod(tile) * voxel
+    grid = [math.ceil(n / t) for n, t in zip(volume.shape, tile, strict=True)]
+    count = max(1, min(SAMPLE_BYTES // touched, math.prod(grid)))
+    if count < math.prod(grid):
+        count = min(count, _SAMPLE_BLOCKS)
+    corners: dict[tuple[int, ...], None] = {}
+    # the three roots of x^4 = x + 1 spread points evenly in 3D, whatever their number, and never fall into step with
+    # a grid; the set is asked for more points than tiles are wanted because small grids meet the same tile twice
+    steps = np.array([0.8191725133961645, 0.6710436067037893, 0.5497004779019703])
+    if count == math.prod(grid):
+        yield from Box.whole(volume.shape).tiles(tile)
+        return
+    for i in range(8 * count):
+        at = np.floor((0.5 + i * steps) % 1.0 * grid).astype(int)
+        corners[tuple(int(a) * t for a, t in zip(at, tile, strict=True))] = None
+        if len(corners) == count:
+            break
+    for corner in corners:
+        yield Box(corner, tuple(c + t for c, t in zip(corner, tile, strict=True))).clip(volume.shape)
+
+
+def _measure(volume: Volume) -> Intensity:
+    """Measure the range from the sample; see `Volume.intensity`."""
+    boxes = list(sample_boxes(volume))
+    step = max(1, math.ceil(sum(b.size for b in boxes) / _SAMPLE_VALUES))
+    parts: list[list[NDArray[Any]]] = [[] for _ in range(volume.channels)]
+    extremes = [(math.inf, -math.inf)] * volume.channels
+    for box in boxes:
+        for channel, block in enumerate(volume.read(box)):
+            low, high = extremes[channel]
+            extremes[channel] = (min(low, float(block.min())), max(high, float(block.max())))
+            if not all(math.isfinite(v) for v in extremes[channel]):
+                raise InputError(
+                    f"{volume.source or volume.name}: NaN or infinite values between voxels {box.start} and {box.stop};"
+                    " replace them (numpy.nan_to_num) and open the image again"
+                )
+            parts[channel].append(block.reshape(-1)[::step].copy())
+    if all(low == high for low, high in extremes):
+        raise InputError(
+            f"{volume.source or volume.name}: every sampled voxel has the value {extremes[0][0]:g};"
+            " expected an image with contrast. Is it the right file, dataset or channel?"
+        )
+    rows = [_range(np.concatenate(p), *e) for p, e in zip(parts, extremes, strict=True)]
+    low, high, mean, std = zip(*rows, strict=True)
+    return Intensity(low, high, mean, std)
+
+
+def _range(values: NDArray[Any], smallest: float, largest: float) -> tuple[float, float, float, float]:
+    """Return low, high, mean and std of one channel."""
+    low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
+    if low == high:
+        # an image that is nearly all background: fall back to the extremes
+        low, high = smallest, largest
+    if low == high:
+        return low, low + 1.0, low, 0.0
+    clipped = values.astype(np.float64).clip(low, high)
+    return low, high, float(clipped.mean()), float(clipped.std())
