@@ -41,7 +41,7 @@ app = App(
     name="slicelabel",
     help="Label a whole 3D image from a few painted slices.",
     version=_version,
-    help_epilogue="JSON goes to stdout, progress and words to stderr. Exit codes: 0 done, 2 bad input, 130 interrupted.",
+    help_epilogue="JSON goes to stdout, words to stderr. Exit codes: 0 done, 2 bad input, 130 interrupted.",
 )
 _LOOP = Group("The loop", sort_key=1)
 _LOOK = Group("Look", sort_key=2)
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return EXIT_DONE
 
 
-@app.command(group=_LOOP)
+@app.command(group=_LOOP, sort_key=1)
 def demo(*, no_gui: Flag = False, out: Path | None = None) -> None:
     """Run the whole loop on a real sample volume: the MNI152 brain, every tenth slice annotated.
 
@@ -99,7 +99,7 @@ def demo(*, no_gui: Flag = False, out: Path | None = None) -> None:
         show(result)
 
 
-@app.command(group=_LOOP)
+@app.command(group=_LOOP, sort_key=2)
 def new(
     project: Path,
     /,
@@ -133,7 +133,7 @@ def new(
     emit(_describe(Project.create(project, images, axes=axes, voxel_size=voxel_size, unit=unit, classes=classes)))
 
 
-@app.command(group=_LOOP)
+@app.command(group=_LOOP, sort_key=3)
 def select(
     project: Path,
     /,
@@ -173,7 +173,7 @@ def select(
     emit({"selection": name or method, **ranking})
 
 
-@app.command(group=_LOOP)
+@app.command(group=_LOOP, sort_key=4)
 def annotate(
     project: Path,
     /,
@@ -222,7 +222,7 @@ def annotate(
     emit({"volume": name, "annotated": [str(ref) for ref in refs], "classes": _classes(opened)})
 
 
-@app.command(group=_LOOP)
+@app.command(group=_LOOP, sort_key=5)
 def run(
     project: Path,
     /,
@@ -279,7 +279,7 @@ def run(
             )
 
 
-@app.command(group=_LOOP)
+@app.command(group=_LOOP, sort_key=6)
 def evaluate(
     project: Path,
     /,
@@ -310,7 +310,7 @@ def evaluate(
     emit(score(opened, run or newest_finished(opened), open_labels(truth), volume=_one_volume(opened, volume)))
 
 
-@app.command(group=_LOOP)
+@app.command(group=_LOOP, sort_key=7)
 def export(
     project: Path, /, *, run: Annotated[str, Parameter(name="--run")], to: Path, volume: str | None = None
 ) -> None:
@@ -335,7 +335,7 @@ def export(
     emit({"run": run, "written": to})
 
 
-@app.command(group=_LOOP)
+@app.command(group=_LOOP, sort_key=8)
 def apply(
     model: Path,
     image: str,
@@ -375,7 +375,7 @@ def apply(
     emit({"model": model, "image": image, "written": out})
 
 
-@app.command(group=_LOOK)
+@app.command(group=_LOOK, sort_key=9)
 def methods(*, as_json: Annotated[Flag, Parameter(name="--json")] = False) -> None:
     """List the methods with their presets and parameters, as JSON.
 
@@ -398,7 +398,7 @@ def methods(*, as_json: Annotated[Flag, Parameter(name="--json")] = False) -> No
     )
 
 
-@app.command(group=_LOOK)
+@app.command(group=_LOOK, sort_key=10)
 def info(project: Path, /) -> None:
     """Describe a project as JSON: volumes, classes, annotated slices, rankings, runs.
 
