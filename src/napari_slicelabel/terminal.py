@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -35,7 +36,10 @@ class Interrupted(Exception):
 
 def emit(payload: object) -> None:
     """Write the one JSON document of a command to stdout."""
-    sys.stdout.write(json.dumps(plain(payload), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    text = json.dumps(plain(payload), indent=2, allow_nan=False, ensure_ascii=False)
+    # A list of numbers takes one line. Text in JSON holds no line break, so only the layout changes.
+    text = re.sub(r"\[(\n[^][{}]*?)\n *\]", lambda found: f"[{re.sub(r'\n *', ' ', found[1]).strip()}]", text)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
@@ -122,7 +126,7 @@ class _Lines:
         if now - self._last < _SECONDS_BETWEEN_LINES:
             return
         self._last = now
-        left = f", {(now - self._began) / done * (total - done):.0f} s left" if 0 < done < total else ""
+        left = f", {(now - self._began) / done * (total - done):.0f} s left" if now - self._began > 1 and 0 < done < total else ""
         say(f"{stage}: {done}/{total}{left}{f', {message}' if message else ''}")
 
 

@@ -119,7 +119,7 @@ def _ensure_classes(project: Project, values: set[int], *, add: bool) -> None:
     missing = sorted(values - known)
     if known and missing and not add:
         raise InputError(
-            f"label values {', '.join(map(str, missing))} are no classes of the project "
+            f"label values {_few(missing)} are no classes of the project "
             f"(it has {', '.join(f'{c.id} {c.name}' for c in project.classes)}); use --add-classes to add them"
         )
     if missing:
@@ -129,6 +129,11 @@ def _ensure_classes(project: Project, values: set[int], *, add: bool) -> None:
             for value in missing
         ]
         project.set_classes([*project.classes, *added])
+
+
+def _few(values: Sequence[int], count: int = 8) -> str:
+    rest = f" and {len(values) - count} more" if len(values) > count else ""
+    return ", ".join(map(str, values[:count])) + rest
 
 
 def _free_name(name: str, taken: set[str]) -> str:
