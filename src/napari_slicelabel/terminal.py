@@ -38,7 +38,7 @@ def emit(payload: object) -> None:
     """Write the one JSON document of a command to stdout."""
     text = json.dumps(plain(payload), indent=2, allow_nan=False, ensure_ascii=False)
     # A list of numbers takes one line. Text in JSON holds no line break, so only the layout changes.
-    text = re.sub(r"\[(\n[^][{}]*?)\n *\]", lambda found: f"[{re.sub(r'\n *', ' ', found[1]).strip()}]", text)
+    text = re.sub(r"\[\n[^][{}]*?\n *\]", lambda found: "[" + re.sub(r"\n *", " ", found[0][1:-1]).strip() + "]", text)
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
@@ -126,7 +126,11 @@ class _Lines:
         if now - self._last < _SECONDS_BETWEEN_LINES:
             return
         self._last = now
-        left = f", {(now - self._began) / done * (total - done):.0f} s left" if now - self._began > 1 and 0 < done < total else ""
+        left = (
+            f", {(now - self._began) / done * (total - done):.0f} s left"
+            if now - self._began > 1 and 0 < done < total
+            else ""
+        )
         say(f"{stage}: {done}/{total}{left}{f', {message}' if message else ''}")
 
 
