@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 
 from napari_slicelabel.data.boxes import AXES, Axis, Box, SliceRef
 from napari_slicelabel.data.classes import NOT_PAINTED, PAINTED_BACKGROUND
-from napari_slicelabel.data.files import storage_errors, write_text
+from napari_slicelabel.data.files import storage_errors
 from napari_slicelabel.data.ngff import create_label_image
 from napari_slicelabel.errors import InputError, StorageError
 
@@ -91,9 +91,9 @@ class Annotation:
 
     Notes
     -----
-    Safe to use from several threads of one process. A write replaces chunk files one by one, each in one step. A process
-    that is killed between them leaves a note behind (``<folder>.writing``); the next one that opens the annotation then
-    counts the slice as painted and not as complete, so that what was saved is seen and checked by a human.
+    Safe to use from several threads of one process. A write replaces chunk files one by one, each in one step. A
+    process that is killed between them leaves a note behind (``<folder>.writing``); the next one that opens the
+    annotation then counts the slice as painted and not as complete, so that a human sees what was saved and checks it.
     """
 
     def __init__(
@@ -443,7 +443,7 @@ class SparseTargets:
         """Return the part that a tuple of ints and slices names, as numpy would. Works plane by plane along z."""
         parts = index if isinstance(index, tuple) else (index,)
         planes = np.arange(self.shape[0])[parts[0]]
-        stack = [self._plane(int(z))[(*parts[1:],)] for z in np.atleast_1d(planes)]
+        stack: list[NDArray[np.uint8]] = [self._plane(int(z))[(*parts[1:],)] for z in np.atleast_1d(planes)]
         if planes.ndim == 0:
             return stack[0]
         if not stack:

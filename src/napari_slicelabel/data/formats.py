@@ -11,14 +11,30 @@
 | .npz | one array, ``FILE.npz::array`` | - |
 """
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from napari_slicelabel.data import readers
+from napari_slicelabel.data import readers, writers
+from napari_slicelabel.data.classes import PAINTED_BACKGROUND, LabelClass
+from napari_slicelabel.data.files import replacing, storage_errors
 from napari_slicelabel.data.readers import Integral, Opened, Reader, Request
-from napari_slicelabel.data.volume import Volume, check_axes, check_voxel_size, convert_length, parse_unit, sample_boxes
+from napari_slicelabel.data.volume import (
+    ArrayLike3D,
+    Volume,
+    check_axes,
+    check_voxel_size,
+    convert_length,
+    parse_unit,
+    sample_boxes,
+)
+from napari_slicelabel.data.writers import Job, Writer
 from napari_slicelabel.errors import InputError, MissingFileError, SliceLabelError
 
 READERS: dict[str, Reader] = {
@@ -36,6 +52,20 @@ READERS: dict[str, Reader] = {
     ".npy": readers.read_npy,
     ".npz": readers.read_npz,
 }
+
+WRITERS: dict[str, Writer] = {
+    ".zarr": writers.write_zarr,
+    ".tif": writers.write_tiff,
+    ".tiff": writers.write_tiff,
+    ".nii": writers.write_nifti,
+    ".nii.gz": writers.write_nifti,
+    ".h5": writers.write_hdf5,
+    ".hdf5": writers.write_hdf5,
+    ".hdf": writers.write_hdf5,
+}
+
+NNUNET_UNKNOWN = PAINTED_BACKGROUND
+"""Value in the labels of an `NnunetCase` where nothing is known, as in the pseudo-labels of a run."""
 
 # array names that say nothing about which image it is: the file's own name is better
 _PLAIN_NAMES = {"image", "labels", "label", "raw", "data", "volume", "array", "main", "0", "s0"}
@@ -79,7 +109,8 @@ def open_volume(
     MissingFileError
         No such file, or no permission to read it.
     InputError
-        Unknown suffix, damaged file, 1D or 2D data, several time points, an array that is not there, axes that do not fit.
+        Unknown suffix, damaged file, 1D or 2D data, several time points, an array that is not there, axes that do
+        not fit.
     """
     request = _request(source, level=level, labels=False)
     return _volume(request, _open(request), axes=axes, voxel_size=voxel_size, unit=unit, name=name)
@@ -91,8 +122,8 @@ def open_labels(source: str | Path, *, axes: str | None = None) -> Volume:
     Parameters
     ----------
     source : str or Path
-        As in `open_volume`. In a file with image and labels the labels are taken: `labels` of a .npz, the label image of
-        an OME-Zarr image, the label-like dataset of an .h5.
+        As in `open_volume`. In a file with image and labels the labels are taken: `labels` of a .npz, the label image
+        of an OME-Zarr image, the label-like dataset of an .h5.
     axes : str, optional
         As in `open_volume`; without channels.
 
@@ -106,8 +137,8 @@ def open_labels(source: str | Path, *, axes: str | None = None) -> Volume:
     MissingFileError
         No such file, or no permission to read it.
     InputError
-        As `open_volume`; also channels, and values that are not whole numbers. Floating point files that hold only whole
-        numbers (usual in NIfTI) are accepted and read as int32.
+        As `open_volume`; also channels, and values that are not whole numbers. Floating point files that hold only
+        whole numbers (usual in NIfTI) are accepted and read as int32.
     """
     request = _request(source, level=0, labels=True)
     opened = _open(request)
@@ -115,12 +146,207 @@ def open_labels(source: str | Path, *, axes: str | None = None) -> Volume:
     if volume.channels != 1:
         raise InputError(f"{volume.source}: {volume.channels} channels; expected labels, one value per voxel")
     if volume.dtype.kind == "f":
-        whole = Opened(Integral(opened.array, volume.source), opened.axes, opened.voxel_size, opened.unit, opened.member)
+        whole = Opened(
+            Integral(opened.array, volume.source), opened.axes, opened.voxel_size, opened.unit, opened.member
+        )
         volume = _volume(request, whole, axes=axes, voxel_size=None, unit=None, name=None)
         for box in sample_boxes(volume):
             # every later read checks too; this refuses an image given by mistake at once
             volume.read(box)
     return volume
+
+
+def write_labels(
+    path: str | Path,
+    labels: ArrayLike3D,
+    *,
+    voxel_size: Sequence[float],
+    unit: str,
+    classes: Sequence[LabelClass],
+    image: Volume | None = None,
+) -> None:
+    """Write labels in the format that the suffix names, plane by plane or block by block.
+
+    Parameters
+    ----------
+    path : str or Path
+        Ends in .zarr, .ome.zarr, .tif, .tiff, .nii, .nii.gz, .h5, .hdf5 or .hdf. It appears complete or not at all;
+        what is there is replaced (a folder only if it is a zarr).
+    labels : array-like of shape (z, y, x), integer or bool
+        numpy, zarr, dask, h5py; never loaded whole.
+    voxel_size : sequence of 3 float
+        Along z, y, x, in `unit`.
+    unit : str
+        As in `Volume`.
+    classes : sequence of LabelClass
+        Kept with name and colour in OME-Zarr, with name in HDF5. May be empty.
+    image : Volume, optional
+        The image that the labels belong to: OME-Zarr gets a copy of it with the labels inside, NIfTI takes over its
+        affine; the other formats ignore it.
+
+    Raises
+    ------
+    InputError
+        Unknown suffix, labels that are not 3D integers, an image of another shape, a target that is the image itself.
+    StorageError
+        Disk full, no permission, no such folder.
+    """
+    target = Path(path).expanduser().absolute()
+    suffix = suffix_of(target, list(WRITERS))
+    if suffix is None:
+        raise InputError(f"{target}: labels are written to {', '.join(WRITERS)}; choose one of these endings")
+    dtype = _label_dtype(labels.dtype, str(target))
+    if len(labels.shape) != 3 or 0 in labels.shape:
+        raise InputError(f"labels of shape {tuple(labels.shape)}; expected 3D (z, y, x)")
+    if image is not None and image.shape != tuple(labels.shape):
+        raise InputError(f"labels of shape {tuple(labels.shape)} do not belong to an image of shape {image.shape}")
+    if image is not None and image.source:
+        source = split_source(image.source)[0].resolve()
+        if target.resolve() in (source, *source.parents):
+            raise InputError(f"{target} holds the image itself; choose another file")
+    if target.is_dir() and not (suffix == ".zarr" and any((target / m).exists() for m in readers.ZARR_MARKS)):
+        raise InputError(f"{target} is a folder that holds something else; choose another name")
+    plain_unit, factor = parse_unit(unit)
+    with storage_errors(target), replacing(target) as temporary:
+        WRITERS[suffix](
+            Job(
+                path=temporary,
+                name=_default_name(target, ""),
+                labels=labels,
+                dtype=dtype,
+                voxel_size=check_voxel_size(voxel_size, factor),
+                unit=plain_unit,
+                classes=tuple(classes),
+                image=image,
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NnunetCase:
+    """One training case for nnU-Net.
+
+    Attributes
+    ----------
+    name : str
+        Letters, digits and ``_ . -``.
+    image : Volume
+        Each channel becomes one file.
+    labels : array-like of shape (z, y, x), integer
+        0 = background, 1 to 254 = class, 255 = unknown (see `Annotation.targets`). May be lazy.
+    """
+
+    name: str
+    image: Volume
+    labels: ArrayLike3D
+
+
+def write_nnunet(
+    folder: str | Path, cases: Sequence[NnunetCase], classes: Sequence[LabelClass], *, ignore: bool
+) -> None:
+    """Write a data set for nnU-Net v2: imagesTr, labelsTr and dataset.json.
+
+    Parameters
+    ----------
+    folder : str or Path
+        To be created; nnU-Net wants names like ``Dataset001_Cells``. It appears complete or not at all.
+    cases : sequence of NnunetCase
+        At least one, all with the same number of channels.
+    classes : sequence of LabelClass
+        nnU-Net wants labels 1, 2, 3 without gaps: class ids are numbered anew in their order; dataset.json has the
+        names.
+    ignore : bool
+        Whether unknown voxels (255) are allowed. They get the ignore label of nnU-Net, which is the highest value.
+
+    Raises
+    ------
+    InputError
+        The folder exists, no case, no class, names that clash, shapes that differ, values that are no class, or 255
+        without `ignore`.
+    StorageError
+        Disk full, no permission.
+    """
+    target = Path(folder).expanduser().absolute()
+    _check_cases(target, cases, classes)
+    table = np.full(256, -1, np.int16)
+    table[0] = 0
+    ordered = sorted(classes, key=lambda c: c.id)
+    for number, item in enumerate(ordered, start=1):
+        table[item.id] = number
+    if ignore:
+        table[NNUNET_UNKNOWN] = len(ordered) + 1
+    channels = cases[0].image.channels
+    names = cases[0].image.channel_names or tuple(f"channel {i}" if channels > 1 else "image" for i in range(channels))
+    labels = {"background": 0, **{c.name: i for i, c in enumerate(ordered, start=1)}}
+    if ignore:
+        labels["ignore"] = len(ordered) + 1
+    description = {
+        "channel_names": {str(i): n for i, n in enumerate(names)},
+        "labels": labels,
+        "numTraining": len(cases),
+        "file_ending": ".nii.gz",
+    }
+    with storage_errors(target), replacing(target) as temporary:
+        (temporary / "imagesTr").mkdir(parents=True)
+        (temporary / "labelsTr").mkdir()
+        for case in cases:
+            _write_case(temporary, case, table)
+        (temporary / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def _check_cases(target: Path, cases: Sequence[NnunetCase], classes: Sequence[LabelClass]) -> None:
+    if target.exists():
+        raise InputError(f"{target} already exists; choose another folder")
+    if not cases or not classes:
+        raise InputError(f"{len(cases)} cases and {len(classes)} classes; nnU-Net needs at least one of each")
+    if {"background", "ignore"} & {c.name for c in classes}:
+        raise InputError(
+            "a class is called background or ignore; nnU-Net keeps these names for itself, rename the class"
+        )
+    names = [c.name for c in cases]
+    if len(set(names)) != len(names) or not all(re.fullmatch(r"[A-Za-z0-9_.-]+", n) for n in names):
+        raise InputError(f"case names {', '.join(names)}: expected different ones of letters, digits, _ . -")
+    for case in cases:
+        _label_dtype(case.labels.dtype, case.name)
+        if case.image.shape != tuple(case.labels.shape):
+            raise InputError(f"case {case.name}: labels {tuple(case.labels.shape)} and image {case.image.shape} differ")
+        if case.image.channels != cases[0].image.channels:
+            raise InputError(
+                f"case {case.name} has {case.image.channels} channels, {names[0]} {cases[0].image.channels}"
+            )
+
+
+def _write_case(folder: Path, case: NnunetCase, table: NDArray[np.int16]) -> None:
+    """Write the files of one case; `table` maps our label values to those of nnU-Net, -1 what is not allowed."""
+    image = case.image
+
+    def planes() -> Iterator[NDArray[Any]]:
+        for z in range(image.shape[0]):
+            plane = np.asarray(case.labels[z, :, :])
+            mapped = table[plane.clip(0, 255)]
+            if mapped.min() < 0 or plane.min() < 0 or plane.max() > 255:
+                wrong = plane[(mapped < 0) | (plane < 0) | (plane > 255)].flat[0]
+                raise InputError(
+                    f"case {case.name}: label value {wrong} in slice z{z} is no class;"
+                    " expected 0, the ids of the classes, and 255 (unknown) only with an ignore label"
+                )
+            yield mapped.astype(np.uint8)
+
+    shape, voxel_size, unit, affine = image.shape, image.voxel_size, image.unit, image.affine
+    # NIfTI knows no half precision
+    dtype = np.dtype(np.float32) if image.dtype == np.float16 else image.dtype
+    for channel in range(image.channels):
+        path = folder / "imagesTr" / f"{case.name}_{channel:04d}.nii.gz"
+        writers.write_nifti_stream(path, writers.volume_planes(image, channel), shape, dtype, voxel_size, unit, affine)
+    path = folder / "labelsTr" / f"{case.name}.nii.gz"
+    writers.write_nifti_stream(path, planes(), shape, np.dtype(np.uint8), voxel_size, unit, affine)
+
+
+def _label_dtype(dtype: Any, what: str) -> np.dtype[Any]:
+    plain = np.dtype(dtype)
+    if plain.kind not in "bui":
+        raise InputError(f"{what}: labels of type {plain}; expected integers")
+    return np.dtype(np.uint8) if plain.kind == "b" else np.dtype(plain.newbyteorder("="))
 
 
 def split_source(source: str | Path) -> tuple[Path, str]:
@@ -147,7 +373,7 @@ def _request(source: str | Path, *, level: int, labels: bool) -> Request:
 def _reader(path: Path) -> Reader:
     suffix = suffix_of(path, list(READERS))
     inside_zarr = any(p.name.lower().endswith(".zarr") for p in path.parents)
-    if path.is_dir() and (inside_zarr or any((path / m).exists() for m in ("zarr.json", ".zarray", ".zgroup"))):
+    if path.is_dir() and (inside_zarr or any((path / m).exists() for m in readers.ZARR_MARKS)):
         return readers.read_zarr
     if suffix is None or (path.is_dir() and suffix != ".zarr"):
         what = "a folder" if path.is_dir() else "an unknown kind of file"
@@ -166,7 +392,9 @@ def _open(request: Request) -> Opened:
         raise MissingFileError(f"{request.path}: no permission to read it; change its permissions") from error
     except Exception as error:
         detail = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{request.path} cannot be opened as {request.path.suffix}: {detail}; is it damaged?") from error
+        raise InputError(
+            f"{request.path} cannot be opened as {request.path.suffix}: {detail}; is it damaged?"
+        ) from error
 
 
 def _volume(
@@ -189,7 +417,7 @@ def _volume(
     if voxel_size is not None:
         size = check_voxel_size(voxel_size, factor)
     else:
-        size = check_voxel_size(file_size, convert_length(file_unit, chosen_unit) if "pixel" != file_unit else factor)
+        size = check_voxel_size(file_size, convert_length(file_unit, chosen_unit) if file_unit != "pixel" else factor)
     same_grid = opened.voxel_size is not None and np.allclose(
         size, np.multiply(file_size, convert_length(file_unit, chosen_unit)), rtol=1e-3
     )
@@ -222,4 +450,13 @@ def _default_name(path: Path, member: str) -> str:
     return (path.name[: -len(suffix)] if suffix else path.name) or path.name
 
 
-__all__ = ["READERS", "open_labels", "open_volume", "split_source"]
+__all__ = [
+    "READERS",
+    "WRITERS",
+    "NnunetCase",
+    "open_labels",
+    "open_volume",
+    "split_source",
+    "write_labels",
+    "write_nnunet",
+]

@@ -15,7 +15,12 @@ VERSION = "0.5"
 
 
 def multiscales(
-    name: str, voxel_size: Sequence[float], unit: str, *, levels: Sequence[Sequence[float]] = ((1, 1, 1),), channels: bool
+    name: str,
+    voxel_size: Sequence[float],
+    unit: str,
+    *,
+    levels: Sequence[Sequence[float]] = ((1, 1, 1),),
+    channels: bool,
 ) -> list[dict[str, Any]]:
     """Return the `multiscales` metadata of an image.
 

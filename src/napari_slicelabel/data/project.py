@@ -517,9 +517,7 @@ class Project:
         ) from failure
 
 
-def _record(
-    volume: Volume, folder: Path, name: str | None, taken: Iterable[str], level: int
-) -> VolumeRecord:
+def _record(volume: Volume, folder: Path, name: str | None, taken: Iterable[str], level: int) -> VolumeRecord:
     """Return the record of a volume that was just opened, under a free name."""
     taken = set(taken)
     if name is not None:

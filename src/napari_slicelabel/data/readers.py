@@ -6,10 +6,12 @@ Each takes a `Request` and returns an `Opened`. They may raise anything a librar
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,9 @@ from numpy.typing import NDArray
 from napari_slicelabel.data.spill import spilled
 from napari_slicelabel.data.volume import ArrayLike, parse_unit
 from napari_slicelabel.errors import InputError
+
+ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
+"""Files of which a zarr array or group has one."""
 
 _LABEL_WORDS = re.compile(r"label|seg|mask|truth|\bgt\b|annot", re.IGNORECASE)
 
@@ -155,9 +160,13 @@ def read_npz(request: Request) -> Opened:
         for name, match in sizes.items():
             with archive.open(f"{name}.npy") as stream:
                 voxel_size, unit = _three(np.lib.format.read_array(stream, allow_pickle=False)), match[1]
-    path = spilled(
-        request.path, member, ".npy", lambda: zipfile.ZipFile(request.path).open(f"{member}.npy")
-    )
+
+    @contextmanager
+    def unpacked() -> Iterator[IO[bytes]]:
+        with zipfile.ZipFile(request.path) as archive, archive.open(f"{member}.npy") as stream:
+            yield stream
+
+    path = spilled(request.path, member, ".npy", unpacked)
     return Opened(_map_npy(path), voxel_size=voxel_size, unit=unit, member=member)
 
 
@@ -182,11 +191,11 @@ def read_zarr(request: Request) -> Opened:
         return Opened(node, axes, *_attribute_size(node.attrs), member=request.member)
     attributes = dict(node.attrs)
     # 0.5 keeps everything under one key, 0.4 at the top
-    ome = _mapping(attributes.get("ome")) or attributes
-    multiscales = ome.get("multiscales")
+    ome: Mapping[str, Any] = _mapping(attributes.get("ome")) or attributes
+    multiscales: Any = ome.get("multiscales")
     if request.labels and "image-label" not in ome and (path / "labels").is_dir():
         found = _mapping(dict(zarr.open_group(path / "labels", mode="r").attrs))
-        labels = (_mapping(found.get("ome")) or found).get("labels") or _zarr_children(path / "labels")
+        labels: Any = (_mapping(found.get("ome")) or found).get("labels") or _zarr_children(path / "labels")
         if len(labels) != 1:
             raise InputError(f"{path} has the label images {', '.join(labels)}; give one: {path}::labels/{labels[0]}")
         member = f"{request.member}/labels/{labels[0]}".lstrip("/")
@@ -198,7 +207,8 @@ def read_zarr(request: Request) -> Opened:
         if len(children) == 1:
             member = f"{request.member}/{children[0]}".lstrip("/")
             return read_zarr(Request(request.path, member, request.level, request.labels))
-        raise InputError(f"{path} is a zarr group without OME-Zarr metadata; give one of its parts: {', '.join(children)}")
+        parts = ", ".join(children) or "none"
+        raise InputError(f"{path} is a zarr group without OME-Zarr metadata; give one of its parts: {parts}")
     return _ome_level(request, path, multiscales[0], ome)
 
 
@@ -259,6 +269,8 @@ def read_tiff(request: Request) -> Opened:
     else:
         store = tifffile.imread(request.path, aszarr=True, series=0, level=request.level)
         array = zarr.open_array(store, mode="r")
+        # the store keeps the file open for as long as the array lives
+        weakref.finalize(array, store.close)
     return Opened(array, axes, voxel_size, unit)
 
 
@@ -381,13 +393,14 @@ def read_nifti(request: Request) -> Opened:
     _no_levels(request)
     path = request.path
     if path.name.lower().endswith(".gz"):
-        path = spilled(path, "", ".nii", lambda: gzip.open(request.path, "rb"))
-    image = nibabel.load(path)
-    header = image.header
+        path = spilled(path, "", ".nii", lambda: gzip.GzipFile(request.path, "rb"))
+    image: Any = nibabel.load(path)
+    header: Any = image.header
     shape = header.get_data_shape()
-    proxy = image.dataobj
     # x runs fastest in the file, so the reversed view is the one in C order: reading a z slice reads one piece
-    array: ArrayLike = np.memmap(path, header.get_data_dtype(), "r", proxy.offset, tuple(reversed(shape)))
+    array: ArrayLike = np.memmap(
+        path, np.dtype(header.get_data_dtype()), "r", int(image.dataobj.offset), tuple(reversed(shape))
+    )
     slope, inter = header.get_slope_inter()
     if (slope, inter) != (None, None) and (float(slope or 1), float(inter or 0)) != (1.0, 0.0):
         array = Scaled(array, float(slope), float(inter or 0))
@@ -435,5 +448,4 @@ def _attribute_size(attributes: Mapping[str, Any]) -> tuple[tuple[float, float, 
 
 
 def _zarr_children(folder: Path) -> list[str]:
-    marks = ("zarr.json", ".zarray", ".zgroup")
-    return sorted(p.name for p in folder.iterdir() if any((p / m).exists() for m in marks))
+    return sorted(p.name for p in folder.iterdir() if any((p / m).exists() for m in ZARR_MARKS))

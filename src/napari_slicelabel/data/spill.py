@@ -1,8 +1,9 @@
 """Unpacking compressed files that cannot be read in part into temporary files on disk.
 
-The arrays of a compressed ``.npz`` and of a ``.nii.gz`` are one stream each: to read the last slice everything before it
-must be unpacked. Keeping that in RAM would break the promise that a volume is never loaded whole, so it is unpacked once,
-block by block, into a folder beside the other temporary files (``TMPDIR`` chooses the disk) and memory-mapped from there.
+The arrays of a compressed ``.npz`` and of a ``.nii.gz`` are one stream each: to read the last slice everything before
+it must be unpacked. Keeping that in RAM would break the promise that a volume is never loaded whole, so it is unpacked
+once, block by block, into a folder beside the other temporary files (``TMPDIR`` chooses the disk) and memory-mapped
+from there.
 The folder is removed when the program exits. What a killed program left behind is removed by the next one.
 """
 
@@ -13,6 +14,8 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from gzip import GzipFile
 from pathlib import Path
 from typing import IO
 
@@ -24,7 +27,9 @@ _lock = threading.Lock()
 _folders: dict[int, Path] = {}
 
 
-def spilled(path: Path, member: str, suffix: str, open_stream: Callable[[], IO[bytes]]) -> Path:
+def spilled(
+    path: Path, member: str, suffix: str, open_stream: Callable[[], AbstractContextManager[IO[bytes] | GzipFile]]
+) -> Path:
     """Return a temporary file with the unpacked content of a stream; unpacks it when that was not done yet.
 
     Parameters

@@ -21,18 +21,20 @@ _SAMPLE_BLOCKS = 64
 # percentiles sort in float64: this many values of a channel are plenty for them and cost 32 MB, not 512
 _SAMPLE_VALUES = 4 * 2**20
 
+# the two micro signs and the two A with a ring are different letters; ImageJ writes the first as an escape
+_SPELLINGS: tuple[tuple[Unit, float, str], ...] = (
+    ("nanometer", 1.0, "nanometer nanometers nanometre nm"),
+    ("nanometer", 0.1, "angstrom angstroms \u00c5 \u212b \u00e5"),
+    ("nanometer", 1e-3, "picometer pm"),
+    ("micrometer", 1.0, "micrometer micrometers micrometre micron microns um \u00b5m \u03bcm \\u00b5m"),
+    ("millimeter", 1.0, "millimeter millimeters millimetre mm"),
+    ("millimeter", 10.0, "centimeter cm"),
+    ("millimeter", 1000.0, "meter m"),
+    ("pixel", 1.0, "pixel pixels voxel px"),
+)
 _UNITS: dict[str, tuple[Unit, float]] = {
-    **dict.fromkeys(("nanometer", "nanometers", "nanometre", "nm"), (cast("Unit", "nanometer"), 1.0)),
-    **dict.fromkeys(
-        ("micrometer", "micrometers", "micrometre", "micron", "microns", "um", "\u00b5m", "\u03bcm", "\\u00b5m"),
-        (cast("Unit", "micrometer"), 1.0),
-    ),
-    **dict.fromkeys(("millimeter", "millimeters", "millimetre", "mm"), (cast("Unit", "millimeter"), 1.0)),
-    **dict.fromkeys(("angstrom", "angstroms", "\u00c5", "\u212b"), (cast("Unit", "nanometer"), 0.1)),
-    **dict.fromkeys(("picometer", "pm"), (cast("Unit", "nanometer"), 1e-3)),
-    **dict.fromkeys(("centimeter", "cm"), (cast("Unit", "millimeter"), 10.0)),
-    **dict.fromkeys(("meter", "m"), (cast("Unit", "millimeter"), 1000.0)),
-    **dict.fromkeys(("pixel", "pixels", "voxel", "px", ""), (cast("Unit", "pixel"), 1.0)),
+    "": ("pixel", 1.0),
+    **{word: (unit, factor) for unit, factor, words in _SPELLINGS for word in words.split()},
 }
 _IN_MILLIMETERS: dict[Unit, float] = {"nanometer": 1e-6, "micrometer": 1e-3, "millimeter": 1.0, "pixel": 1.0}
 
@@ -60,8 +62,7 @@ def parse_unit(text: str) -> tuple[Unit, float]:
     >>> parse_unit("um"), parse_unit("Angstrom")
     (('micrometer', 1.0), ('nanometer', 0.1))
     """
-    text = text.strip()
-    found = _UNITS.get(text) or _UNITS.get(text.lower())
+    found = _UNITS.get(text.strip().lower())
     if found is None:
         raise InputError(f"unit {text!r}: expected one of {', '.join(get_args(Unit))}, or nm, um, mm")
     return found
@@ -268,7 +269,7 @@ class Volume:
             The file cannot be read there.
         """
         if len(box.start) != 3 or not Box.whole(self.shape).contains(box) or min(box.start) < 0:
-            raise InputError(f"box from {box.start} to {box.stop}: volume {self.name!r} has shape {self.shape} (z, y, x)")
+            raise InputError(f"box {box.start} to {box.stop}: volume {self.name!r} has shape {self.shape} (z, y, x)")
         where = dict(zip(AXES, box.slices, strict=True))
         index = tuple(0 if a == "t" else where.get(cast("Axis", a), slice(None)) for a in self._axes)
         try:
@@ -318,6 +319,24 @@ class Volume:
             block = block[:, wanted - box.start[number]]
         return np.ascontiguousarray(block)
 
+    def as_dask(self) -> Any:
+        """Return the volume as a dask array of shape (z, y, x), or (c, z, y, x) with several channels.
+
+        Returns
+        -------
+        dask.array.Array
+            Of `dtype`, one task for a chunk of the storage, or for a plane where it has none. For viewers; computing
+            with it gives the same values as `read`.
+        """
+        import dask.array as da
+
+        chunks = self.chunks or (1, *self.shape[1:])
+        if self.channels > 1:
+            return da.from_array(
+                _Blocks(self), chunks=(self.channels, *chunks), name=False, meta=np.empty(0, self.dtype)
+            )
+        return da.from_array(_Blocks(self), chunks=(1, *chunks), name=False, meta=np.empty(0, self.dtype))[0]
+
     def plane_shape(self, axis: Axis) -> tuple[int, int]:
         """Return (h, w) of the slices along `axis`."""
         h, w = (n for a, n in zip(AXES, self.shape, strict=True) if a != axis)
@@ -361,6 +380,27 @@ class Volume:
         if self._intensity is None:
             self._intensity = _measure(self)
         return self._intensity
+
+
+class _Blocks:
+    """The volume as an array (c, z, y, x) for dask, which asks for one block after the other."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self.shape = (volume.channels, *volume.shape)
+        self.dtype = volume.dtype
+        self.ndim = 4
+
+    def __getitem__(self, index: tuple[int | slice, ...]) -> NDArray[Any]:
+        start, stop, rest = [], [], []
+        for part, length in zip(index[1:], self._volume.shape, strict=True):
+            chosen = range(length)[part if isinstance(part, slice) else slice(part, part + 1)]
+            start.append(min(chosen, default=0))
+            stop.append(max(chosen, default=-1) + 1)
+            # what is read runs from the first to the last one chosen, so that the step alone is left
+            rest.append(slice(None, None, part.step) if isinstance(part, slice) else 0)
+        block = self._volume.read(Box(tuple(start), tuple(stop)))
+        return np.asarray(block[(index[0], *rest)])
 
 
 def check_axes(shape: Sequence[int], axes: str, what: str) -> dict[str, int]:
@@ -414,13 +454,14 @@ def check_voxel_size(voxel_size: Sequence[float], factor: float = 1.0) -> VoxelS
 
 def _plain_dtype(dtype: Any, what: str) -> np.dtype[Any]:
     """Return the dtype in native byte order (uint8 for bool), or raise for what is no real number."""
-    plain = np.dtype(dtype)
+    plain: np.dtype[Any] = np.dtype(dtype)
     if plain.kind == "b":
         return np.dtype(np.uint8)
     if plain.kind not in "uif":
         raise InputError(f"{what}: values of type {plain}; expected integers or floating point numbers")
     # other libraries (torch) refuse the foreign byte order of MRC, NIfTI and TIFF files
-    return plain.newbyteorder("=")
+    native: np.dtype[Any] = plain.newbyteorder("=")
+    return native
 
 
 def _one_line(error: BaseException) -> str:
@@ -480,8 +521,7 @@ def _measure(volume: Volume) -> Intensity:
             " expected an image with contrast. Is it the right file, dataset or channel?"
         )
     rows = [_range(np.concatenate(p), *e) for p, e in zip(parts, extremes, strict=True)]
-    low, high, mean, std = zip(*rows, strict=True)
-    return Intensity(low, high, mean, std)
+    return Intensity(*zip(*rows, strict=True))
 
 
 def _range(values: NDArray[Any], smallest: float, largest: float) -> tuple[float, float, float, float]:
