@@ -1,0 +1,172 @@
+"""What to do: one frozen model per method, in which every parameter is declared once."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any, ClassVar, Literal, Self, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from napari_slicelabel.errors import InputError
+
+# Annotations are evaluated by pydantic when the class is made: no `from __future__ import annotations` here.
+
+
+class MethodConfig(BaseModel):
+    """Parameters that every method has; a method adds its own.
+
+    A field is the only place where a parameter is described: type, bounds, step, default and help are read from it by
+    the form, the command line and the documentation. Numbers carry ``json_schema_extra={"step": ...}``. No field is
+    optional: where the program may choose, a literal such as ``"auto"`` says so.
+
+    Attributes
+    ----------
+    PRESETS : mapping of str to mapping
+        Named sets of values. ``default`` is what the fields say.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    PRESETS: ClassVar[Mapping[str, Mapping[str, object]]] = {"default": {}}
+
+    preset: str = Field("default", description="Named set of values; single parameters override it.")
+    axis: Literal["auto", "z", "y", "x"] = Field(
+        "auto", description="Axis that the slices are perpendicular to; auto: the one with most annotated slices."
+    )
+    range: str = Field("all", description="Slices to fill: all, or a:b for a up to and without b.")
+    volumes: str = Field("all", description="Volumes to fill: all, or names with commas between them.")
+    seed: int = Field(
+        0,
+        ge=0,
+        le=2**31 - 1,
+        json_schema_extra={"step": 1},
+        description="Same seed and same device: same labels.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where networks run; auto: the GPU if there is one."
+    )
+
+    @field_validator("preset")
+    @classmethod
+    def _preset_exists(cls, value: str) -> str:
+        if value not in cls.PRESETS:
+            raise ValueError(f"expected one of {', '.join(cls.PRESETS)}")
+        return value
+
+    @field_validator("range")
+    @classmethod
+    def _range_is_readable(cls, value: str) -> str:
+        match = re.fullmatch(r"(\d+):(\d+)", value)
+        if value != "all" and (match is None or int(match[1]) >= int(match[2])):
+            raise ValueError("expected all, or a:b with a below b, such as 10:50")
+        return value
+
+    def bounds(self, depth: int) -> tuple[int, int]:
+        """Return first slice and one past the last slice of `range` in a stack of `depth` slices.
+
+        Raises
+        ------
+        InputError
+            The range reaches outside the stack.
+        """
+        if self.range == "all":
+            return 0, depth
+        start, stop = (int(part) for part in self.range.split(":"))
+        if stop > depth:
+            raise InputError(f"range={self.range}: the volume has {depth} slices, so give a:b with b at most {depth}")
+        return start, stop
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, object]) -> Self:
+        """Return a config from a preset and single values, which may be text from the command line.
+
+        Parameters
+        ----------
+        values : mapping of str to object
+            Parameter names and values. A value given as text is read as the type of its field; where that is a
+            sequence, ``1,2,3`` and ``[1, 2, 3]`` both do.
+
+        Returns
+        -------
+        MethodConfig
+            The preset's values, overridden by `values`.
+
+        Raises
+        ------
+        InputError
+            A parameter, preset or value that does not exist or does not fit; names what would.
+        """
+        for name in values:
+            if name not in cls.model_fields:
+                raise InputError(unknown("parameter", name, cls.model_fields))
+        preset = str(values.get("preset", "default"))
+        if preset not in cls.PRESETS:
+            raise InputError(unknown("preset", preset, cls.PRESETS))
+        read = {name: _read_text(value, cls.model_fields[name].annotation) for name, value in values.items()}
+        try:
+            return cls.model_validate({**cls.PRESETS[preset], **read})
+        except ValidationError as error:
+            raise InputError(_one_line(error)) from error
+
+
+def build_config(method: str, values: Mapping[str, object]) -> MethodConfig:
+    """Return the config of a method: its preset first, then single values.
+
+    Parameters
+    ----------
+    method : str
+        Name of a method.
+    values : mapping of str to object
+        See `MethodConfig.from_values`.
+
+    Returns
+    -------
+    MethodConfig
+        An instance of the method's own config class.
+
+    Raises
+    ------
+    InputError
+        Unknown method or parameter (with the closest that exists), or a value out of bounds.
+
+    Examples
+    --------
+    >>> build_config("interpolate", {"mode": "nearest", "seed": "3"}).seed
+    3
+    """
+    from napari_slicelabel.engine.methods import METHODS  # the methods' configs are made from this module
+
+    if method not in METHODS:
+        raise InputError(unknown("method", method, METHODS))
+    return METHODS[method].config.from_values(values)
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """Return a one-line message for a name that does not exist: the closest one, and all that do."""
+    names = list(known)
+    close = get_close_matches(name, names, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return f"unknown {what} {name!r}.{hint} Known: {', '.join(names) or 'none'}"
+
+
+def _read_text(value: object, annotation: object) -> object:
+    # pydantic turns "3" into 3 and "true" into True by itself; only sequences need help
+    if not isinstance(value, str) or get_origin(annotation) not in (tuple, list, dict):
+        return value
+    if value.lstrip().startswith(("[", "{")):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise InputError(f"{value!r} is not valid JSON: {error}") from error
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _one_line(error: ValidationError) -> str:
+    return "; ".join(_one_problem(problem) for problem in error.errors())
+
+
+def _one_problem(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"]) or "config"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{name}={problem['input']}: {message[:1].lower()}{message[1:]}"

@@ -1,0 +1,64 @@
+"""The methods that can fill a volume: an explicit table, no discovery."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from napari_slicelabel.engine.config import MethodConfig
+from napari_slicelabel.engine.methods import interpolate
+from napari_slicelabel.errors import InputError
+
+if TYPE_CHECKING:
+    from napari_slicelabel.engine.context import RunContext
+    from napari_slicelabel.engine.events import Event
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to fill a volume.
+
+    Attributes
+    ----------
+    name : str
+        What the user types.
+    title : str
+        One line for lists and forms.
+    config : type of MethodConfig
+        The method's own parameters; each method has its own class.
+    propagate : callable
+        Takes the run's context and a config of that class, writes slices through the context and yields events.
+    """
+
+    name: str
+    title: str
+    config: type[MethodConfig]
+    # Any: each method takes its own config class, which `run` looks up by the class of the config it got
+    propagate: "Callable[[RunContext, Any], Iterator[Event]]"
+
+
+_ALL = (
+    Method(
+        name="interpolate",
+        title="Signed-distance interpolation between the painted slices; looks at no image, takes seconds",
+        config=interpolate.InterpolateConfig,
+        propagate=interpolate.propagate,
+    ),
+)
+
+METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
+
+
+def method_of(config: MethodConfig) -> Method:
+    """Return the method that a config belongs to.
+
+    Raises
+    ------
+    InputError
+        The config's class is not that of a method.
+    """
+    for method in METHODS.values():
+        if type(config) is method.config:
+            return method
+    raise InputError(
+        f"{type(config).__name__} is not the config of a method; make one with build_config({'|'.join(METHODS)}, ...)"
+    )

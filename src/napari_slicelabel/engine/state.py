@@ -1,0 +1,205 @@
+"""Tensors and a few numbers on disk, replaced as one; and the random state of this process."""
+
+import json
+import os
+import random
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from pydantic import JsonValue
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from napari_slicelabel.data.files import replacing, storage_errors, write_text
+from napari_slicelabel.errors import StorageError
+
+_INDEX = "state.json"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Replace a safetensors file in one step: temporary name, fsync, rename.
+
+    Parameters
+    ----------
+    path : Path
+        The file; its folder is made when it does not exist.
+    tensors : mapping of str to Tensor
+        Copied to the CPU, contiguous.
+
+    Raises
+    ------
+    StorageError
+        Disk full, no permission. The old file is then unchanged.
+    """
+    # clone: safetensors refuses tensors that share memory, such as tied weights or views of one buffer
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            try:
+                save_file(plain, temporary)
+            except SafetensorError as error:
+                # its message holds the operating system's, but it is no OSError
+                raise OSError(str(error)) from error
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def save_state(folder: Path, tensors: Mapping[str, Tensor], extra: Mapping[str, JsonValue]) -> None:
+    """Replace the state in `folder`. A kill at any moment leaves the old state or the new one, never a mixture.
+
+    Parameters
+    ----------
+    folder : Path
+        Only the newest state is kept there.
+    tensors : mapping of str to Tensor
+        See `write_tensors`.
+    extra : mapping
+        Anything that JSON can hold.
+
+    Raises
+    ------
+    StorageError
+        Disk full, no permission.
+    """
+    old = _index(folder)
+    number = 0 if old is None else int(old["number"]) + 1
+    name = f"{number:06d}.safetensors"
+    write_tensors(folder / name, tensors)
+    # this rename is the moment at which the new state takes over: the index names the tensors that belong to it
+    write_text(folder / _INDEX, json.dumps({"number": number, "tensors": name, "extra": dict(extra)}, allow_nan=False))
+    for stale in folder.iterdir():
+        if stale.name not in (name, _INDEX):
+            with suppress(OSError):
+                stale.unlink()
+
+
+def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, JsonValue]] | None:
+    """Return the tensors (on the CPU) and the extra values that `save_state` wrote last; None when there are none.
+
+    Raises
+    ------
+    StorageError
+        The state is damaged.
+    """
+    index = _index(folder)
+    if index is None:
+        return None
+    path = folder / index["tensors"]
+    try:
+        return load_file(path), index["extra"]
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{path} is damaged or missing; start a new run") from error
+
+
+def _index(folder: Path) -> dict[str, Any] | None:
+    path = folder / _INDEX
+    try:
+        index: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise StorageError(f"{path} is damaged; start a new run") from error
+    return index
+
+
+@dataclass(frozen=True)
+class GlobalState:
+    """The settings of this process that a run changes: random generators, determinism, threads, gradients.
+
+    A run is a generator, so it and whoever iterates it take turns in one process. `run` swaps these settings at every
+    turn: what happens between two events cannot change a result, and a run cannot change what its caller sees.
+    """
+
+    python: object
+    numpy: dict[str, Any]
+    torch_cpu: Tensor
+    torch_cuda: tuple[Tensor, ...]
+    threads: int
+    deterministic: bool
+    warn_only: bool
+    cudnn_deterministic: bool
+    cudnn_benchmark: bool
+    grad: bool
+    dtype: torch.dtype
+
+    @classmethod
+    def capture(cls) -> Self:
+        """Return the settings as they are."""
+        return cls(
+            python=random.getstate(),
+            numpy=np.random.get_state(legacy=False),
+            torch_cpu=torch.get_rng_state(),
+            # asking a GPU that nobody uses would start it: seconds, and some 300 MB of its memory
+            torch_cuda=tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else (),
+            threads=torch.get_num_threads(),
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+            warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
+            cudnn_deterministic=torch.backends.cudnn.deterministic,
+            cudnn_benchmark=torch.backends.cudnn.benchmark,
+            grad=torch.is_grad_enabled(),
+            dtype=torch.get_default_dtype(),
+        )
+
+    def apply(self) -> None:
+        """Set them all."""
+        random.setstate(self.python)  # type: ignore[arg-type]
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.torch_cpu)
+        if self.torch_cuda:
+            torch.cuda.set_rng_state_all(self.torch_cuda)
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        torch.use_deterministic_algorithms(self.deterministic, warn_only=self.warn_only)
+        torch.backends.cudnn.deterministic = self.cudnn_deterministic
+        torch.backends.cudnn.benchmark = self.cudnn_benchmark
+        torch.set_grad_enabled(self.grad)
+        torch.set_default_dtype(self.dtype)
+
+
+def seed_everything(seed: int, device: torch.device) -> None:
+    """Seed every generator of the process and make torch repeatable.
+
+    Parameters
+    ----------
+    seed : int
+        0 or more.
+    device : torch.device
+        On a GPU, operations without a repeatable form run with a warning; on the CPU they would raise.
+
+    Notes
+    -----
+    Repeatable on one device with one number of threads. cuBLAS reads its setting when it is first used in the process,
+    so a GPU that computed before the first run may still differ in the last bits.
+    """
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+
+
+def random_state(rng: np.random.Generator) -> tuple[dict[str, Tensor], dict[str, JsonValue]]:
+    """Return the state of `rng` and of torch's generators, as tensors and as JSON, for `save_state`."""
+    tensors = {"torch_cpu": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        tensors["torch_cuda"] = torch.cuda.get_rng_state()
+    state: dict[str, JsonValue] = json.loads(json.dumps(rng.bit_generator.state))
+    return tensors, state
+
+
+def restore_random_state(rng: np.random.Generator, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Set `rng` and torch's generators to what `random_state` returned."""
+    rng.bit_generator.state = dict(state)
+    torch.set_rng_state(tensors["torch_cpu"])
+    if "torch_cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["torch_cuda"])

@@ -1,0 +1,124 @@
+"""Label arrays of a run, written one slice at a time."""
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+
+from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
+from napari_slicelabel.data.files import replacing, storage_errors
+from napari_slicelabel.data.ngff import create_label_image
+from napari_slicelabel.errors import StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from napari_slicelabel.data.classes import LabelClass
+    from napari_slicelabel.data.volume import Volume
+
+# Fewer, larger files than the annotation's: a slice is always written whole. 1024 x 1024 labels pack into a few kB.
+PLANE_CHUNK = 1024
+
+
+class SliceStore:
+    """A uint8 array on disk with the shape of a volume, of which whole slices are read and written.
+
+    Parameters
+    ----------
+    folder : Path
+        The OME-Zarr label image. Created by the first write.
+    volume : Volume
+        Gives shape, voxel size and name.
+    axis : {"z", "y", "x"}
+        Slices are perpendicular to it; chunks are one slice thick along it.
+    fill : int
+        What a slice holds that was never written.
+    classes : sequence of LabelClass
+        For the metadata; empty for what is no label, such as confidence.
+
+    Notes
+    -----
+    Each chunk file is replaced in one step, so that a killed process leaves whole chunks. Several chunks of one slice
+    can be of different age then; the journal, written after them, says which slices are whole.
+    """
+
+    def __init__(
+        self, folder: Path, volume: "Volume", axis: Axis, *, fill: int = 0, classes: Sequence["LabelClass"] = ()
+    ) -> None:
+        self.folder = folder
+        self._volume = volume
+        self._axis: Axis = axis
+        self._fill = fill
+        self._classes = tuple(classes)
+        self._array: zarr.Array[Any] | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was written yet."""
+        return self.folder.is_dir()
+
+    def read(self, index: int) -> "NDArray[np.uint8]":
+        """Return slice `index`, shape (h, w), uint8; the fill value where nothing was written.
+
+        Raises
+        ------
+        StorageError
+            A chunk is damaged.
+        """
+        if not self.exists:
+            return np.full(self._volume.plane_shape(self._axis), self._fill, np.uint8)
+        with self._errors(index, "read"):
+            return np.asarray(self._open()[self._key(index)], np.uint8).squeeze(AXES.index(self._axis))
+
+    def write(self, index: int, values: "NDArray[np.uint8]") -> None:
+        """Replace slice `index` by `values` of shape (h, w).
+
+        Raises
+        ------
+        StorageError
+            Disk full, no permission.
+        """
+        with self._errors(index, "write"):
+            if not self.exists:
+                self._create()
+            self._open()[self._key(index)] = np.expand_dims(values, AXES.index(self._axis))
+
+    def _key(self, index: int) -> tuple[slice, ...]:
+        return SliceRef(self._axis, index).box(self._volume.shape).slices
+
+    def _open(self) -> "zarr.Array[Any]":
+        if self._array is None:
+            self._array = zarr.open_array(self.folder / "0", mode="r+")
+        return self._array
+
+    def _create(self) -> None:
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        chunks = tuple(1 if axis == self._axis else PLANE_CHUNK for axis in AXES)
+        with replacing(self.folder) as temporary:
+            create_label_image(
+                temporary,
+                self._volume.shape,
+                chunks=chunks,
+                name=self.folder.stem,
+                voxel_size=self._volume.voxel_size,
+                unit=self._volume.unit,
+                classes=self._classes,
+                fill_value=self._fill,
+            )
+
+    @contextmanager
+    def _errors(self, index: int, action: str) -> "Iterator[None]":
+        with storage_errors(self.folder, action):
+            try:
+                yield
+            except (RuntimeError, EOFError, KeyError) as error:
+                # what a codec raises on a damaged chunk
+                ref = SliceRef(self._axis, index)
+                raise StorageError(
+                    f"{self.folder}: slice {ref} cannot be read ({type(error).__name__}: {error}); start the run anew"
+                ) from error
