@@ -258,14 +258,13 @@ def run(
     from napari_slicelabel.engine.run import run as run_method
 
     opened = Project.open(project)
+    options = {"device": device, "seed": seed}
     if resume is None:
-        chosen = _config(method, set_, config, {"device": device, "seed": seed})
-    elif method or set_ or config or device or seed is not None:
-        raise InputError(
-            "--resume takes method and parameters from the run; give it without --method, --set and others"
-        )
+        chosen = _config(method, set_, config, options)
+    elif method or set_ or config or seed is not None:
+        raise InputError("--resume takes method and parameters from the run; give only --device with it")
     else:
-        chosen = _config_of_run(opened, resume)
+        chosen = _config_of_run(opened, resume, device)
     for event in follow(run_method(opened, chosen, resume=resume)):
         if isinstance(event, Finished):
             emit(
@@ -533,12 +532,12 @@ def _read_config(file: Path) -> dict[str, object]:
     return values
 
 
-def _config_of_run(project: "Project", run_id: str) -> "MethodConfig":
-    from napari_slicelabel.engine.config import build_config
-    from napari_slicelabel.engine.record import RunRecord
+def _config_of_run(project: "Project", run_id: str, device: Device | None) -> "MethodConfig":
+    from napari_slicelabel.engine.run import resume_config
 
-    record = RunRecord.load(project.run_folder(run_id))
-    return build_config(record.method, record.config)
+    # A run may go on where there is another device.
+    config = resume_config(project, run_id)
+    return config if device is None else config.model_copy(update={"device": device})
 
 
 def _how_to_resume(tokens: Sequence[str], run_id: str | None) -> str:
