@@ -122,8 +122,7 @@ class GlobalState:
     torch_cpu: Tensor
     torch_cuda: tuple[Tensor, ...]
     threads: int
-    deterministic: bool
-    warn_only: bool
+    deterministic: int
     cudnn_deterministic: bool
     cudnn_benchmark: bool
     grad: bool
@@ -139,8 +138,7 @@ class GlobalState:
             # asking a GPU that nobody uses would start it: seconds, and some 300 MB of its memory
             torch_cuda=tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else (),
             threads=torch.get_num_threads(),
-            deterministic=torch.are_deterministic_algorithms_enabled(),
-            warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
+            deterministic=torch.get_deterministic_debug_mode(),
             cudnn_deterministic=torch.backends.cudnn.deterministic,
             cudnn_benchmark=torch.backends.cudnn.benchmark,
             grad=torch.is_grad_enabled(),
@@ -156,7 +154,7 @@ class GlobalState:
             torch.cuda.set_rng_state_all(self.torch_cuda)
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
-        torch.use_deterministic_algorithms(self.deterministic, warn_only=self.warn_only)
+        torch.set_deterministic_debug_mode(self.deterministic)
         torch.backends.cudnn.deterministic = self.cudnn_deterministic
         torch.backends.cudnn.benchmark = self.cudnn_benchmark
         torch.set_grad_enabled(self.grad)
@@ -185,7 +183,8 @@ def seed_everything(seed: int, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    torch.use_deterministic_algorithms(True, warn_only=device.type == "cuda")
+    # not use_deterministic_algorithms: that imports torch's compiler, which takes seconds
+    torch.set_deterministic_debug_mode("warn" if device.type == "cuda" else "error")
 
 
 def random_state(rng: np.random.Generator) -> tuple[dict[str, Tensor], dict[str, JsonValue]]:
