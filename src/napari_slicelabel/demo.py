@@ -15,6 +15,8 @@ from napari_slicelabel.terminal import follow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.gridspec import SubplotSpec
 
     from napari_slicelabel.data.classes import LabelClass
     from napari_slicelabel.data.project import Project
@@ -143,36 +145,38 @@ def draw_overview(project: "Project", run_id: str, sample: "Sample", path: Path)
         raise InputError("the overview needs matplotlib; run: pip install 'napari-slicelabel[samples]'")
     # A Figure of its own draws with Agg and leaves the caller's pyplot alone.
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     curve = _read_curve(project.run_folder(run_id) / "slices.csv", sample.name)
     prediction, certainty = _result_arrays(project, run_id, sample.name)
     shown = _slices_to_show(curve)
-    figure = Figure(figsize=(3.1 * len(shown) + 0.6, 12.4), facecolor="white", layout="constrained")
-    grid = figure.add_gridspec(4, len(shown), height_ratios=[1, 1, 1, 0.62])
+    figure = Figure(figsize=(13, 13.2), facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03))
+    grid = figure.add_gridspec(4, len(shown), height_ratios=[1, 1, 1, 0.6])
+    rows = ("labelled", "truth", "confidence")
+    panels = [[_panel(figure, grid[row, column]) for column in range(len(shown))] for row in range(len(rows))]
     for column, index in enumerate(shown):
-        image, truth = sample.image[index], sample.labels[index]
-        labels, confidence = prediction[index], certainty[index]
-        axes = [figure.add_subplot(grid[row, column]) for row in range(3)]
-        _show_labels(axes[0], image, labels, project.classes)
-        _show_labels(axes[1], image, truth, project.classes)
-        bar = axes[2].imshow(confidence / 255, cmap="magma", vmin=0, vmax=1, origin="lower")
-        axes[0].set_title(f"slice {index}   Dice {_mean_dice(labels, truth):.2f}", color=_INK, fontsize=12)
-        if column == 0:
-            for ax, text in zip(axes, ("labelled", "truth", "confidence"), strict=True):
-                ax.set_ylabel(text, color=_INK, fontsize=13)
-    figure.colorbar(bar, ax=axes[2], shrink=0.8, pad=0.02).outline.set_visible(False)
-    _legend(figure.axes[0], project.classes)
+        image, labels, truth = sample.image[index], prediction[index], sample.labels[index]
+        _show_labels(panels[0][column], image, labels, project.classes)
+        _show_labels(panels[1][column], image, truth, project.classes)
+        map_ = panels[2][column].imshow(certainty[index] / 255, cmap="magma", vmin=0, vmax=1, origin="lower")
+        title = f"slice {index}   Dice {_mean_dice(labels, truth):.2f}"
+        panels[0][column].set_title(title, color=_INK, fontsize=13)
+    for row, text in zip(panels, rows, strict=True):
+        row[0].set_ylabel(text, color=_INK, fontsize=14)
+    _legend(panels[0][0], project.classes)
+    scale = panels[2][0].inset_axes((0.04, 0.93, 0.42, 0.035))
+    figure.colorbar(map_, cax=scale, orientation="horizontal", ticks=[0, 0.5, 1]).ax.tick_params(labelsize=9, length=0)
     strip = figure.add_subplot(grid[3, :])
     _show_curve(strip, curve, [_mean_dice(prediction[p.index], sample.labels[p.index]) for p in curve])
     for index in shown:
-        strip.axvline(index, color=_PALE, linewidth=0.8, linestyle=":", zorder=0)
+        strip.axvline(index, color=_PALE, linewidth=1, linestyle=":", zorder=0)
     human = sum(point.human for point in curve)
     figure.suptitle(
-        f"{sample.name}: {human} of {len(curve)} slices annotated, the rest labelled by {METHOD}",
-        fontsize=15,
+        f"{sample.name}: {human} of {len(curve)} slices annotated, the others labelled by {METHOD}",
+        fontsize=17,
         color=_INK,
     )
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
 
 
 def show(result: dict[str, object]) -> None:
@@ -256,25 +260,32 @@ def _mean_dice(labels: NDArray[np.uint8], truth: NDArray[np.uint8]) -> float:
     return float(np.mean(scores)) if scores else float("nan")
 
 
+def _panel(figure: "Figure", place: "SubplotSpec") -> "Axes":
+    ax = figure.add_subplot(place)
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    return ax
+
+
 def _show_labels(
     ax: "Axes", image: NDArray[np.uint8], labels: NDArray[np.uint8], classes: "Sequence[LabelClass]"
 ) -> None:
     ax.imshow(image, cmap="gray", origin="lower")
     overlay = np.zeros((*labels.shape, 4))
     for item in classes:
-        overlay[labels == item.id] = (*(value / 255 for value in item.rgba[:3]), 0.38)
+        overlay[labels == item.id] = (*(value / 255 for value in item.rgba[:3]), 0.3)
     ax.imshow(overlay, origin="lower", interpolation="nearest")
     for item in classes:
         mask = labels == item.id
         if mask.any() and not mask.all():
-            ax.contour(mask, levels=[0.5], colors=[item.color], linewidths=0.9)
+            ax.contour(mask, levels=[0.5], colors=[item.color], linewidths=1.1)
 
 
 def _legend(ax: "Axes", classes: "Sequence[LabelClass]") -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(facecolor=item.color, label=item.name) for item in classes]
-    ax.legend(handles=handles, loc="upper left", fontsize=9, frameon=False, labelcolor="white", handlelength=1)
+    ax.legend(handles=handles, loc="upper left", fontsize=11, frameon=False, labelcolor="white", handlelength=1)
 
 
 def _show_curve(ax: "Axes", curve: Sequence[_Point], dice: Sequence[float]) -> None:
@@ -290,6 +301,9 @@ def _show_curve(ax: "Axes", curve: Sequence[_Point], dice: Sequence[float]) -> N
     review = [point for point in curve if point.needs_review]
     if review:
         ax.plot([p.index for p in review], [0.02] * len(review), "|", color="#d64545", label="needs review")
-    ax.set(xlim=(index[0], index[-1]), ylim=(0, 1.05), xlabel="slice", ylabel="Dice")
+    ax.set(xlim=(index[0], index[-1]), ylim=(0, 1.06))
+    ax.set_xlabel("slice", color=_INK, fontsize=12)
+    ax.set_ylabel("Dice", color=_INK, fontsize=12)
+    ax.tick_params(colors=_INK)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(loc="lower center", ncols=4, frameon=False)
+    ax.legend(loc="lower center", ncols=4, fontsize=11, facecolor="white", edgecolor="none", framealpha=0.8)
