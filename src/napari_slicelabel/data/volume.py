@@ -483,18 +483,15 @@ def sample_boxes(volume: Volume) -> Iterator[Box]:
     count = max(1, min(SAMPLE_BYTES // touched, math.prod(grid)))
     if count < math.prod(grid):
         count = min(count, _SAMPLE_BLOCKS)
-    corners: dict[tuple[int, ...], None] = {}
-    # the three roots of x^4 = x + 1 spread points evenly in 3D, whatever their number, and never fall into step with
-    # a grid; the set is asked for more points than tiles are wanted because small grids meet the same tile twice
-    steps = np.array([0.8191725133961645, 0.6710436067037893, 0.5497004779019703])
     if count == math.prod(grid):
         yield from Box.whole(volume.shape).tiles(tile)
         return
-    for i in range(8 * count):
-        at = np.floor((0.5 + i * steps) % 1.0 * grid).astype(int)
-        corners[tuple(int(a) * t for a, t in zip(at, tile, strict=True))] = None
-        if len(corners) == count:
-            break
+    corners: dict[tuple[int, ...], None] = {}
+    for i in range(count):
+        # evenly along z; in the plane by the powers of the plastic number, which spread any number of points evenly
+        # and never fall into step with a grid. A small grid may meet a tile twice: it is read once
+        at = ((i + 0.5) / count, (0.5 + i * 0.7548776662466927) % 1.0, (0.5 + i * 0.5698402909980532) % 1.0)
+        corners[tuple(int(a * g) * t for a, g, t in zip(at, grid, tile, strict=True))] = None
     for corner in corners:
         yield Box(corner, tuple(c + t for c, t in zip(corner, tile, strict=True))).clip(volume.shape)
 
@@ -507,13 +504,13 @@ def _measure(volume: Volume) -> Intensity:
     extremes = [(math.inf, -math.inf)] * volume.channels
     for box in boxes:
         for channel, block in enumerate(volume.read(box)):
-            low, high = extremes[channel]
-            extremes[channel] = (min(low, float(block.min())), max(high, float(block.max())))
-            if not all(math.isfinite(v) for v in extremes[channel]):
+            low, high = float(block.min()), float(block.max())
+            if not (math.isfinite(low) and math.isfinite(high)):
                 raise InputError(
                     f"{volume.source or volume.name}: NaN or infinite values between voxels {box.start} and {box.stop};"
                     " replace them (numpy.nan_to_num) and open the image again"
                 )
+            extremes[channel] = (min(low, extremes[channel][0]), max(high, extremes[channel][1]))
             parts[channel].append(block.reshape(-1)[::step].copy())
     if all(low == high for low, high in extremes):
         raise InputError(
