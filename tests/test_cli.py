@@ -471,3 +471,11 @@ def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
     while not true():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
+
+
+def test_a_second_run_is_refused_while_one_goes(painted: Path, slicelabel: Callable[..., Answer]) -> None:
+    from napari_slicelabel.engine.record import run_lock
+    from napari_slicelabel.engine.run import LOCK_NAME
+
+    with run_lock(painted / LOCK_NAME):
+        assert_refused(slicelabel("run", painted, "--method", "interpolate"), "a run already goes")

@@ -74,6 +74,8 @@ def demonstrate(folder: Path, sample: "Sample | None" = None) -> dict[str, objec
 
     Raises
     ------
+    InputError
+        matplotlib is not installed.
     MissingFileError
         The package that holds the sample is not installed.
     StorageError
@@ -90,6 +92,7 @@ def demonstrate(folder: Path, sample: "Sample | None" = None) -> dict[str, objec
     from napari_slicelabel.engine.export import export
     from napari_slicelabel.engine.run import run
 
+    _check_can_draw()
     sample = sample or mni152()
     image, truth = folder / f"{sample.name}.npy", folder / f"{sample.name}_truth.npy"
     with storage_errors(folder, "create"):
@@ -135,14 +138,7 @@ def draw_overview(project: "Project", run_id: str, sample: "Sample", path: Path)
         Image and truth.
     path : Path
         The PNG.
-
-    Raises
-    ------
-    InputError
-        matplotlib is not installed.
     """
-    if find_spec("matplotlib") is None:
-        raise InputError("the overview needs matplotlib; run: pip install 'napari-slicelabel[samples]'")
     # A Figure of its own draws with Agg and leaves the caller's pyplot alone.
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -219,6 +215,11 @@ def _result_arrays(project: "Project", run_id: str, volume: str) -> tuple[NDArra
         return array
 
     return read("prediction"), read("confidence")
+
+
+def _check_can_draw() -> None:
+    if find_spec("matplotlib") is None:
+        raise InputError("the overview needs matplotlib; run: pip install 'napari-slicelabel[samples]'")
 
 
 def _drain(events: "Iterator[Event]") -> None:
