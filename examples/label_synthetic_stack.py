@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
 
     run_id = project.run_ids()[-1]
     truth = nsl.Volume.from_array(sample.labels, name="truth", voxel_size=sample.voxel_size, unit=sample.unit)
-    scores = nsl.evaluate(project, run_id, truth)
+    scores = nsl.evaluate(project, truth=truth)
     print("mean Dice over the slices that were not painted:", scores["mean_dice"])
 
     nsl.export(project, run_id, folder / "labels.ome.zarr")

@@ -300,13 +300,10 @@ def evaluate(
     volume
         Which volume, where the project has several.
     """
-    from napari_slicelabel.data.formats import open_labels
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.engine.evaluate import evaluate as score
-    from napari_slicelabel.engine.record import newest_finished
 
-    opened = Project.open(project)
-    emit(score(opened, run or newest_finished(opened), open_labels(truth), volume=_one_volume(opened, volume)))
+    emit(score(Project.open(project), truth=truth, run_id=run, volume=volume))
 
 
 @app.command(group=_LOOP, sort_key=7)

@@ -112,7 +112,7 @@ def demonstrate(folder: Path, sample: "Sample | None" = None) -> dict[str, objec
     _drain(copy_slices(project, sample.name, open_labels(truth), refs))
     _drain(run(project, build_config(METHOD, SETTINGS)))
     run_id = project.run_ids()[-1]
-    scores = evaluate(project, run_id, open_labels(truth), volume=sample.name)
+    scores = evaluate(project, truth=truth, run_id=run_id)
     labels, picture = folder / f"{sample.name}_labels.ome.zarr", folder / "overview.png"
     export(project, run_id, labels, volume=sample.name)
     draw_overview(project, run_id, sample, picture)
