@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from napari_slicelabel.data.annotation import CHUNKS, Annotation, SliceStatus
+from napari_slicelabel.data.boxes import AXES, Axis, Box, SliceRef
+from napari_slicelabel.errors import InputError, StorageError
+
+SHAPE = (20, 300, 280)
+
+
+def make(folder: Path, shape: tuple[int, int, int] = SHAPE, **options: Any) -> Annotation:
+    return Annotation(folder / "a.zarr", shape, **options)
+
+
+def plane(shape: tuple[int, int, int], axis: Axis, value: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.full([n for a, n in zip(AXES, shape, strict=True) if a != axis], value, np.uint8)
+
+
+def chunk_files(annotation: Annotation) -> dict[str, int]:
+    folder = annotation.folder / "0" / "c"
+    return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+class NoReading:
+    """Stands in for the zarr array where nothing may be read."""
+
+    def __getitem__(self, index: Any) -> Any:
+        raise AssertionError("the store was touched")
+
+
+@st.composite
+def writes(draw: st.DrawFn) -> list[tuple[SliceRef, int]]:
+    number = st.integers(0, 5)
+    refs = st.builds(SliceRef, st.sampled_from(AXES), number)
+    return draw(st.lists(st.tuples(refs, st.sampled_from([0, 1, 2, 255])), min_size=1, max_size=6))
+
+
+@settings(deadline=None, max_examples=25)
+@given(writes(), st.lists(st.booleans(), min_size=6, max_size=6), st.randoms(use_true_random=False))
+def test_the_store_behaves_like_an_array(
+    tmp_path_factory: pytest.TempPathFactory, script: list[tuple[SliceRef, int]], complete: list[bool], random: Any
+) -> None:
+    """Round trip, crossing slices (the latest wins), and what is known, against a dense array."""
+    shape = (6, 7, 8)
+    folder = tmp_path_factory.mktemp("annotation")
+    saved: list[SliceStatus] = []
+    annotation = make(folder, shape, save_status=saved.append)
+    dense = np.zeros(shape, np.uint8)
+    declared: set[SliceRef] = set()
+    for (ref, value), done in zip(script, complete, strict=False):
+        box = ref.box(shape)
+        labels = plane(shape, ref.axis, value)
+        labels[: random.randrange(4)] = 0
+        dense[box.slices] = np.expand_dims(labels, ref.axis_number)
+        annotation.write_slice(ref, labels, complete=done)
+        (declared.add if done else declared.discard)(ref)
+        np.testing.assert_array_equal(annotation.read_slice(ref), labels)
+    opened = make(folder, shape, status=saved[-1] if saved else None)
+    np.testing.assert_array_equal(opened.read(Box.whole(shape)), dense)
+    known = dense > 0
+    for ref in declared:
+        known[ref.box(shape).slices] = True
+    for axis in AXES:
+        assert set(opened.complete(axis)) == {r.index for r in declared if r.axis == axis}
+        assert set(opened.annotated(axis)) == set(opened.painted(axis)) | set(opened.complete(axis))
+        for index in range(shape[AXES.index(axis)]):
+            ref = SliceRef(axis, index)
+            slices = ref.box(shape).slices
+            supervision = opened.supervision(ref)
+            np.testing.assert_array_equal(supervision.known, known[slices].squeeze(ref.axis_number))
+            expected = np.where(dense == 255, 0, dense)[slices].squeeze(ref.axis_number)
+            np.testing.assert_array_equal(supervision.target, expected)
+    targets = opened.targets()
+    np.testing.assert_array_equal(targets[:], np.where(known, np.where(dense == 255, 0, dense), 255))
+    assert (targets.shape, targets[2].shape, targets[1:3, ::2].shape) == (shape, (7, 8), (2, 4, 8))
+
+
+def test_a_large_store_is_made_at_once(tmp_path: Path) -> None:
+    make(tmp_path, (4, 4, 4)).write_slice(SliceRef("z", 0), plane((4, 4, 4), "z", 1))
+    (tmp_path / "big").mkdir()
+    start = time.perf_counter()
+    annotation = make(tmp_path / "big", (1024, 4096, 4096))
+    annotation._array(create=True)
+    assert time.perf_counter() - start < 0.1
+    assert chunk_files(annotation) == {}
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_a_write_touches_only_the_chunks_it_crosses(tmp_path: Path, axis: Axis) -> None:
+    annotation = make(tmp_path)
+    other = SliceRef("z", 19)
+    annotation.write_slice(other, plane(SHAPE, "z", 2))
+    before = chunk_files(annotation)
+    ref = SliceRef(axis, 7)
+    annotation.write_slice(ref, plane(SHAPE, axis, 1))
+    after = chunk_files(annotation)
+    crossed = {
+        "/".join(str(a // c) for a, c in zip(tile.start, CHUNKS, strict=True))
+        for tile in Box.whole(SHAPE).tiles(CHUNKS)
+        if tile.intersect(ref.box(SHAPE)).size
+    }
+    assert {name for name in after if after[name] != before.get(name)} == crossed
+
+
+def test_a_stroke_touches_the_chunks_that_change(tmp_path: Path) -> None:
+    annotation = make(tmp_path)
+    labels = plane(SHAPE, "z", 1)
+    annotation.write_slice(SliceRef("z", 3), labels)
+    before = chunk_files(annotation)
+    labels[290, 270] = 2
+    annotation.write_slice(SliceRef("z", 3), labels)
+    after = chunk_files(annotation)
+    assert [name for name in after if after[name] != before[name]] == ["0/1/1"]
+    annotation.write_slice(SliceRef("z", 3), labels)
+    assert chunk_files(annotation) == after
+
+
+def test_unpainted_chunks_do_not_exist(tmp_path: Path) -> None:
+    annotation = make(tmp_path)
+    labels = plane(SHAPE, "z", 0)
+    labels[5, 5] = 1
+    annotation.write_slice(SliceRef("z", 3), labels)
+    assert list(chunk_files(annotation)) == ["0/0/0"]
+    annotation.clear_slice(SliceRef("z", 3))
+    assert chunk_files(annotation) == {}
+    assert annotation.annotated("z") == ()
+
+
+def test_reading_what_nobody_painted_reads_nothing(tmp_path: Path) -> None:
+    annotation = make(tmp_path)
+    annotation.write_slice(SliceRef("z", 3), plane(SHAPE, "z", 1), complete=True)
+    annotation._opened = NoReading()  # type: ignore[assignment]
+    assert not annotation.read_slice(SliceRef("z", 4)).any()
+    assert not annotation.supervision(SliceRef("z", 4)).known.any()
+    with pytest.raises(AssertionError):
+        annotation.read_slice(SliceRef("y", 4))
+
+
+def test_complete_is_kept_unless_told(tmp_path: Path) -> None:
+    annotation = make(tmp_path)
+    ref = SliceRef("y", 3)
+    annotation.write_slice(ref, plane(SHAPE, "y", 1), complete=True)
+    annotation.write_slice(ref, plane(SHAPE, "y", 2))
+    assert annotation.complete("y") == (3,)
+    annotation.set_complete(ref, False)
+    assert (annotation.complete("y"), annotation.painted("y")) == ((), (3,))
+    annotation.set_complete(SliceRef("x", 1), True)
+    assert (annotation.annotated("x"), annotation.painted("x")) == ((1,), ())
+
+
+def test_background_painted_on_purpose_is_known_and_zero(tmp_path: Path) -> None:
+    annotation = make(tmp_path)
+    labels = plane(SHAPE, "z", 0)
+    labels[0, 0], labels[1, 1] = 255, 7
+    annotation.write_slice(SliceRef("z", 0), labels)
+    supervision = annotation.supervision(SliceRef("z", 0))
+    assert supervision.known.sum() == 2
+    assert (supervision.target[0, 0], supervision.target[1, 1], supervision.target.dtype) == (0, 7, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.zeros((300, 281), np.uint8), "expected \\(300, 280\\)"),
+        (np.zeros((1, 300, 280), np.uint8), "shape"),
+        (np.zeros((300, 280)), "float64"),
+        (np.full((300, 280), 256), "0 to 255"),
+        (np.full((300, 280), -1), "0 to 255"),
+        (np.full((300, 280), 9), "values \\[9\\]"),
+    ],
+)
+def test_labels_that_do_not_belong_are_refused(tmp_path: Path, labels: Any, message: str) -> None:
+    annotation = make(tmp_path, class_ids=lambda: frozenset({1, 2}))
+    with pytest.raises(InputError, match=message):
+        annotation.write_slice(SliceRef("z", 0), labels)
+    assert not annotation.folder.exists()
+
+
+def test_slices_outside_are_refused(tmp_path: Path) -> None:
+    annotation = make(tmp_path)
+    for call in (annotation.read_slice, annotation.clear_slice, annotation.supervision):
+        with pytest.raises(InputError, match="20 slices"):
+            call(SliceRef("z", 20))
+    with pytest.raises(InputError):
+        annotation.set_complete(SliceRef("x", 280), True)
+    with pytest.raises(InputError):
+        annotation.read(Box((0, 0, 0), (21, 1, 1)))
+
+
+@pytest.mark.parametrize("damage", [b"", b"rubbish", None])
+def test_a_damaged_chunk_is_named(tmp_path: Path, damage: bytes | None) -> None:
+    annotation = make(tmp_path)
+    ref = SliceRef("z", 0)
+    labels = np.random.default_rng(0).integers(1, 200, SHAPE[1:]).astype(np.uint8)
+    annotation.write_slice(ref, labels)
+    path = annotation.folder / "0" / "c" / "0" / "1" / "0"
+    # a single flipped byte is found by the checksum
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    path.write_bytes(bytes(whole) if damage is None else damage)
+    opened = make(tmp_path, status=annotation.status)
+    for call in (lambda: opened.read_slice(ref), lambda: opened.write_slice(ref, labels * 0)):
+        with pytest.raises(StorageError, match="damaged") as caught:
+            call()
+        assert str(caught.value).startswith(str(path))
+        assert "\n" not in str(caught.value)
+    assert opened.painted("z") == (0,)
+    np.testing.assert_array_equal(opened.read(Box((0, 0, 0), (1, 256, 280)))[0], labels[:256])
+
+
+def test_damaged_metadata_is_a_storage_error(tmp_path: Path) -> None:
+    annotation = make(tmp_path)
+    annotation.write_slice(SliceRef("z", 0), plane(SHAPE, "z", 1))
+    (annotation.folder / "0" / "zarr.json").write_text("{")
+    with pytest.raises(StorageError, match="cannot be opened"):
+        make(tmp_path, status=annotation.status).read_slice(SliceRef("z", 0))
+
+
+def test_another_shape_is_a_storage_error(tmp_path: Path) -> None:
+    annotation = make(tmp_path)
+    annotation.write_slice(SliceRef("z", 0), plane(SHAPE, "z", 1))
+    with pytest.raises(StorageError, match="do not belong together"):
+        make(tmp_path, (20, 300, 281), status=annotation.status).read_slice(SliceRef("z", 0))
+
+
+class Killed(BaseException):
+    """Stands in for SIGKILL: nothing catches it."""
+
+
+def test_a_write_that_was_killed_between_chunks_is_seen_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[SliceStatus] = []
+    annotation = make(tmp_path, save_status=saved.append)
+    ref = SliceRef("z", 3)
+    annotation.write_slice(ref, plane(SHAPE, "z", 1), complete=True)
+
+    def killed(status: SliceStatus) -> None:
+        raise Killed
+
+    monkeypatch.setattr(annotation, "_save_status", killed)
+    with pytest.raises(Killed):
+        annotation.write_slice(SliceRef("y", 9), plane(SHAPE, "y", 2), complete=True)
+    opened = make(tmp_path, status=saved[-1], save_status=saved.append)
+    # painted, so that what reached the disk is shown; not complete, since a human must look
+    assert (opened.painted("y"), opened.complete("y")) == ((9,), ())
+    assert (opened.read_slice(SliceRef("y", 9)) == 2).all()
+    # the next write, of any slice, makes that permanent
+    opened.write_slice(SliceRef("x", 1), plane(SHAPE, "x", 1))
+    last = make(tmp_path, status=saved[-1])
+    assert (last.painted("z"), last.painted("y"), last.painted("x")) == ((3,), (9,), (1,))
+    assert list(tmp_path.iterdir()) == [annotation.folder]
+
+
+def test_a_kill_while_the_note_is_written_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.zarr.writing").write_text('{"axis": "z"')
+    assert make(tmp_path).status == SliceStatus()
+    (tmp_path / "a.zarr.writing").write_text(json.dumps({"axis": "z", "index": 99}))
+    assert make(tmp_path).status == SliceStatus()
+
+
+def test_a_full_disk_leaves_a_readable_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    saved: list[SliceStatus] = []
+    annotation = make(tmp_path, save_status=saved.append)
+    annotation.write_slice(SliceRef("z", 0), plane(SHAPE, "z", 1))
+    written = 0
+
+    def full(path: Path, value: Any, exclusive: bool = False) -> int:
+        nonlocal written
+        written += 1
+        if written > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return put(path, value, exclusive)
+
+    from zarr.storage import _local
+
+    put = _local._put
+    monkeypatch.setattr(_local, "_put", full)
+    with pytest.raises(StorageError, match="disk is full") as caught:
+        annotation.write_slice(SliceRef("z", 1), plane(SHAPE, "z", 2), complete=True)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert (annotation.painted("z"), annotation.complete("z")) == ((0, 1), ())
+    assert set(np.unique(annotation.read_slice(SliceRef("z", 1)))) == {0, 2}
+    annotation.write_slice(SliceRef("z", 1), plane(SHAPE, "z", 2), complete=True)
+    opened = make(tmp_path, status=saved[-1])
+    assert (opened.read_slice(SliceRef("z", 1)) == 2).all()
+    assert (opened.read_slice(SliceRef("z", 0)) == 1).all()
+
+
+def test_the_store_is_an_ome_zarr_label_image(tmp_path: Path) -> None:
+    yaozarrs = pytest.importorskip("yaozarrs")
+    annotation = make(tmp_path)
+    annotation.write_slice(SliceRef("z", 0), plane(SHAPE, "z", 1))
+    yaozarrs.validate_zarr_store(str(annotation.folder))
+    group = zarr.open_group(annotation.folder, mode="r")
+    assert isinstance(group.attrs["ome"], dict)
+    assert group.attrs["ome"]["image-label"] == {"version": "0.5"}
