@@ -158,7 +158,7 @@ def select(
     axis
         Axis that the slices are perpendicular to.
     volume
-        Which volume, where the project has several.
+        Only this volume [default: all of the project, which share the budget].
     name
         Name to keep the ranking under [default: the method].
     seed
@@ -167,10 +167,11 @@ def select(
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.engine.select import rank
 
-    opened = Project.open(project)
-    ranking = rank(opened, _one_volume(opened, volume), method=method, budget=budget, axis=axis, seed=seed)
-    opened.save_ranking(name or method, ranking)
-    emit({"selection": name or method, **ranking})
+    volumes = () if volume is None else (volume,)
+    ranking = rank(
+        Project.open(project), method, budget=budget, axis=axis, seed=seed, volumes=volumes, name=name or method
+    )
+    emit(ranking.model_dump(mode="json"))
 
 
 @app.command(group=_LOOP, sort_key=4)
@@ -308,7 +309,13 @@ def evaluate(
 
 @app.command(group=_LOOP, sort_key=7)
 def export(
-    project: Path, /, *, run: Annotated[str, Parameter(name="--run")], to: Path, volume: str | None = None
+    project: Path,
+    /,
+    *,
+    run: Annotated[str, Parameter(name="--run")],
+    to: Path,
+    volume: str | None = None,
+    force: Flag = False,
 ) -> None:
     """Write the labels of a run: human slices as painted, the rest as predicted.
 
@@ -321,14 +328,14 @@ def export(
     to
         .ome.zarr, .tif, .nii.gz, .h5, or a folder for nnU-Net (with ignore label).
     volume
-        Which volume, where the project has several.
+        Only this volume [default: all of the run, a file each].
+    force
+        Replace a file that exists.
     """
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.engine.export import export as write
 
-    opened = Project.open(project)
-    write(opened, run, to, volume=volume)
-    emit({"run": run, "written": to})
+    emit({"run": run, "written": write(Project.open(project), run, to, volume=volume, overwrite=force)})
 
 
 @app.command(group=_LOOP, sort_key=8)
@@ -469,11 +476,12 @@ def _chosen_slices(
     project: "Project", volume: str, axis: "Axis", *, slices: str | None, every: int | None, selection: str | None
 ) -> "list[SliceRef]":
     from napari_slicelabel.data.boxes import SliceRef
+    from napari_slicelabel.engine.select import ranked_slices
 
     if sum(choice is not None for choice in (slices, every, selection)) != 1:
         raise InputError("which slices? give one of --slices 5,15,25, --every K, --selection NAME")
     if selection is not None:
-        return _ranked_slices(project.ranking(selection), selection, volume)
+        return ranked_slices(project.ranking(selection), volume)
     if slices is not None:
         return [SliceRef(axis, index) for index in _numbers(slices)]
     assert every is not None
@@ -490,14 +498,6 @@ def _numbers(text: str) -> list[int]:
     except ValueError:
         raise InputError(f"--slices {text}: expected slice numbers with commas between them, such as 5,15,25") from None
     return numbers
-
-
-def _ranked_slices(ranking: Mapping[str, object], name: str, volume: str) -> "list[SliceRef]":
-    from napari_slicelabel.engine.select import ranked_slices
-
-    if ranking.get("volume", volume) != volume:
-        raise InputError(f"selection {name} is of volume {ranking['volume']}, not of {volume}")
-    return ranked_slices(ranking)
 
 
 def _config(
