@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import zarr
 
-from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
+from napari_slicelabel.data.boxes import AXES, Axis, Box, SliceRef
 from napari_slicelabel.data.files import replacing, storage_errors
 from napari_slicelabel.data.ngff import create_label_image
 from napari_slicelabel.errors import StorageError
@@ -72,8 +72,34 @@ class SliceStore:
         """
         if not self.exists:
             return np.full(self._volume.plane_shape(self._axis), self._fill, np.uint8)
-        with self._errors(index, "read"):
-            return np.asarray(self._open()[self._key(index)], np.uint8).squeeze(AXES.index(self._axis))
+        with self._errors("read"):
+            return np.asarray(self.array()[self._key(index)], np.uint8).squeeze(AXES.index(self._axis))
+
+    def read_box(self, box: Box) -> "NDArray[np.uint8]":
+        """Return a block, shape (z, y, x), uint8; the fill value where nothing was written.
+
+        Raises
+        ------
+        StorageError
+            A chunk is damaged.
+        """
+        if not self.exists:
+            return np.full(box.shape, self._fill, np.uint8)
+        with self._errors("read"):
+            return np.asarray(self.array()[box.slices], np.uint8)
+
+    def array(self) -> "zarr.Array[Any]":
+        """Return the array on disk, shape (z, y, x).
+
+        Raises
+        ------
+        StorageError
+            Nothing was written, or its metadata are damaged.
+        """
+        if self._array is None:
+            with self._errors("open"):
+                self._array = zarr.open_array(self.folder / "0", mode="r+")
+        return self._array
 
     def write(self, index: int, values: "NDArray[np.uint8]") -> None:
         """Replace slice `index` by `values` of shape (h, w).
@@ -83,18 +109,13 @@ class SliceStore:
         StorageError
             Disk full, no permission.
         """
-        with self._errors(index, "write"):
+        with self._errors("write"):
             if not self.exists:
                 self._create()
-            self._open()[self._key(index)] = np.expand_dims(values, AXES.index(self._axis))
+            self.array()[self._key(index)] = np.expand_dims(values, AXES.index(self._axis))
 
     def _key(self, index: int) -> tuple[slice, ...]:
         return SliceRef(self._axis, index).box(self._volume.shape).slices
-
-    def _open(self) -> "zarr.Array[Any]":
-        if self._array is None:
-            self._array = zarr.open_array(self.folder / "0", mode="r+")
-        return self._array
 
     def _create(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -112,13 +133,11 @@ class SliceStore:
             )
 
     @contextmanager
-    def _errors(self, index: int, action: str) -> "Iterator[None]":
+    def _errors(self, action: str) -> "Iterator[None]":
         with storage_errors(self.folder, action):
             try:
                 yield
-            except (RuntimeError, EOFError, KeyError) as error:
-                # what a codec raises on a damaged chunk
-                ref = SliceRef(self._axis, index)
-                raise StorageError(
-                    f"{self.folder}: slice {ref} cannot be read ({type(error).__name__}: {error}); start the run anew"
-                ) from error
+            except (RuntimeError, ValueError, EOFError, KeyError) as error:
+                # what zarr and its codecs raise on damaged files
+                detail = " ".join(str(error).split())[:200] or type(error).__name__
+                raise StorageError(f"{self.folder}: damaged ({detail}); start a new run") from error
