@@ -247,12 +247,13 @@ def test_a_disk_that_does_not_take_it(
 
     monkeypatch.setattr(os, "fsync", refuse)
     annotation = made.annotation("stack")
-    for change in (
+    changes: list[Callable[[], object]] = [
         lambda: annotation.write_slice(SliceRef("z", 1), np.ones(SHAPE[1:], np.uint8), complete=True),
         lambda: annotation.set_complete(SliceRef("x", 1), True),
         lambda: made.set_classes(["other"]),
         lambda: made.save_ranking("a", {}),
-    ):
+    ]
+    for change in changes:
         with pytest.raises(StorageError, match=message) as caught:
             change()
         assert "\n" not in str(caught.value)

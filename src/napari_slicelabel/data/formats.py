@@ -112,7 +112,7 @@ def open_volume(
         Unknown suffix, damaged file, 1D or 2D data, several time points, an array that is not there, axes that do
         not fit.
     """
-    request = _request(source, level=level, labels=False)
+    request = _request(source, level=level, labels=False, axes=axes)
     return _volume(request, _open(request), axes=axes, voxel_size=voxel_size, unit=unit, name=name)
 
 
@@ -140,7 +140,7 @@ def open_labels(source: str | Path, *, axes: str | None = None) -> Volume:
         As `open_volume`; also channels, and values that are not whole numbers. Floating point files that hold only
         whole numbers (usual in NIfTI) are accepted and read as int32.
     """
-    request = _request(source, level=0, labels=True)
+    request = _request(source, level=0, labels=True, axes=axes)
     opened = _open(request)
     volume = _volume(request, opened, axes=axes, voxel_size=None, unit=None, name=None)
     if volume.channels != 1:
@@ -361,13 +361,13 @@ def suffix_of(path: Path, known: Sequence[str]) -> str | None:
     return max((s for s in known if name.endswith(s)), key=len, default=None)
 
 
-def _request(source: str | Path, *, level: int, labels: bool) -> Request:
+def _request(source: str | Path, *, level: int, labels: bool, axes: str | None) -> Request:
     path, member = split_source(source)
     if level < 0:
         raise InputError(f"level {level}: expected 0 (finest) or more")
     if not path.exists():
         raise MissingFileError(f"{path}: no such file; check the path")
-    return Request(path, member, level, labels)
+    return Request(path, member, level, labels, (axes or "").lower())
 
 
 def _reader(path: Path) -> Reader:

@@ -9,7 +9,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,12 +40,15 @@ class Request:
         Resolution level, 0 = finest.
     labels : bool
         Whether labels are wanted, where a file holds image and labels.
+    axes : str
+        What the user says of the axes, or "".
     """
 
     path: Path
     member: str = ""
     level: int = 0
     labels: bool = False
+    axes: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Opened:
     unit: str = "pixel"
     member: str = ""
     channel_names: tuple[str, ...] = ()
-    affine: NDArray[np.float64] | None = field(default=None)
+    affine: NDArray[np.float64] | None = None
 
 
 Reader = Callable[[Request], Opened]
@@ -199,14 +202,14 @@ def read_zarr(request: Request) -> Opened:
         if len(labels) != 1:
             raise InputError(f"{path} has the label images {', '.join(labels)}; give one: {path}::labels/{labels[0]}")
         member = f"{request.member}/labels/{labels[0]}".lstrip("/")
-        return read_zarr(Request(request.path, member, request.level, request.labels))
+        return read_zarr(replace(request, member=member))
     if not multiscales:
         children = _zarr_children(path)
         if "bioformats2raw.layout" in ome and "0" in children:
-            return read_zarr(Request(request.path, f"{request.member}/0".lstrip("/"), request.level, request.labels))
+            return read_zarr(replace(request, member=f"{request.member}/0".lstrip("/")))
         if len(children) == 1:
             member = f"{request.member}/{children[0]}".lstrip("/")
-            return read_zarr(Request(request.path, member, request.level, request.labels))
+            return read_zarr(replace(request, member=member))
         parts = ", ".join(children) or "none"
         raise InputError(f"{path} is a zarr group without OME-Zarr metadata; give one of its parts: {parts}")
     return _ome_level(request, path, multiscales[0], ome)
@@ -254,9 +257,9 @@ def read_tiff(request: Request) -> Opened:
                 f"{request.path}: level {request.level}; it has {len(series.levels)} level(s), counted from 0"
             )
         chosen = series.levels[request.level]
-        axes = _tiff_axes(str(chosen.axes), chosen.shape, request.path)
+        axes = request.axes or _tiff_axes(str(chosen.axes), chosen.shape, request.path)
         voxel_size, unit = _tiff_size(tif)
-        if voxel_size is not None and request.level:
+        if voxel_size is not None and request.level and len(axes) == len(chosen.shape):
             # each level halves the plane more or less; the true factor is the ratio of the shapes
             full, small = (dict(zip(axes, s.shape, strict=True)) for s in (series, chosen))
             z, y, x = (v * full[a] / small[a] for a, v in zip("zyx", voxel_size, strict=True))
@@ -401,9 +404,10 @@ def read_nifti(request: Request) -> Opened:
     array: ArrayLike = np.memmap(
         path, np.dtype(header.get_data_dtype()), "r", int(image.dataobj.offset), tuple(reversed(shape))
     )
-    slope, inter = header.get_slope_inter()
-    if (slope, inter) != (None, None) and (float(slope or 1), float(inter or 0)) != (1.0, 0.0):
-        array = Scaled(array, float(slope), float(inter or 0))
+    # nibabel takes the scaling out of the header as it loads
+    slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
+    if (slope, inter) != (1.0, 0.0):
+        array = Scaled(array, slope, inter)
     unit = str(header.get_xyzt_units()[0])
     zooms = [float(z) for z in header.get_zooms()[:3]]
     voxel_size = _three(reversed(zooms)) if len(zooms) == 3 and all(zooms) else None

@@ -13,13 +13,16 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from gzip import GzipFile
 from pathlib import Path
 from typing import IO
 
 from napari_slicelabel.data.files import replacing, storage_errors
+from napari_slicelabel.errors import InputError
 
 _PREFIX = "napari-slicelabel-"
 _BLOCK_BYTES = 4 * 2**20
@@ -50,6 +53,8 @@ def spilled(
 
     Raises
     ------
+    InputError
+        The packed file is damaged.
     StorageError
         The disk for temporary files is full.
     """
@@ -58,12 +63,24 @@ def spilled(
     target = _folder() / f"{hashlib.sha1(key.encode(), usedforsecurity=False).hexdigest()}{suffix}"
     with _lock:
         if not target.exists():
-            with open_stream() as stream, replacing(target) as temporary, temporary.open("wb") as file:
-                # only the writing is about our storage; what reading raises is about the file of the user
-                while block := stream.read(_BLOCK_BYTES):
-                    with storage_errors(target, "unpack the image to"):
-                        file.write(block)
+            with (
+                open_stream() as stream,
+                storage_errors(target, f"unpack {path.name} to"),
+                replacing(target) as temporary,
+                temporary.open("wb") as file,
+            ):
+                for block in _blocks(stream, path):
+                    file.write(block)
     return target
+
+
+def _blocks(stream: IO[bytes] | GzipFile, path: Path) -> Iterator[bytes]:
+    """Yield the content block by block. What goes wrong here is the fault of the packed file, not of the storage."""
+    try:
+        while block := stream.read(_BLOCK_BYTES):
+            yield block
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be unpacked: {error}; is it damaged?") from error
 
 
 def _folder() -> Path:
