@@ -77,6 +77,43 @@ def test_a_slice_reads_itself_only() -> None:
     assert spy.values_read == 10 * 3 * 30
 
 
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("halo", [0, 1])
+def test_slice_by_slice_reads_each_chunk_once(axis: Axis, halo: int) -> None:
+    values = RNG.integers(0, 99, (9, 13, 10)).astype(np.uint8)
+    spy = Spy(values, chunks=(4, 4, 4))
+    volume = Volume.from_array(spy)
+    number = AXES.index(axis)
+    for index in range(volume.depth(axis)):
+        got = volume.read_slice(SliceRef(axis, index), halo=halo)
+        np.testing.assert_array_equal(got[0, halo], values.take(index, number))
+        got[:] = 0
+    assert spy.values_read == values.size
+
+
+def test_few_slices_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    from napari_slicelabel.data import volume as module
+
+    monkeypatch.setattr(module, "_SLAB_BYTES", 5 * 20)
+    spy = Spy(RNG.integers(0, 99, (40, 4, 5)).astype(np.uint8), chunks=(8, 4, 5))
+    volume = Volume.from_array(spy)
+    for index in range(40):
+        np.testing.assert_array_equal(volume.read_slice(SliceRef("z", index))[0, 0], spy.array[index])
+    assert spy.values_read == spy.array.size
+    assert sum(s.nbytes for s in volume._slabs.values()) <= 2 * 5 * 20
+
+
+def test_what_is_read_belongs_to_the_reader(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", ARRAY)
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
+    for source in (mapped, ARRAY):
+        volume = Volume.from_array(source)
+        for got in (volume.read(Box.whole(volume.shape)), volume.read_slice(SliceRef("z", 0))):
+            assert got.flags.writeable
+            assert not np.shares_memory(got, source)
+            assert type(got) is np.ndarray
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=3, max_size=3))
 def test_reading_a_box_is_slicing(corners: list[tuple[int, int]]) -> None:

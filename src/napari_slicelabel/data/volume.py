@@ -1,6 +1,8 @@
 """A lazily read 3D image: `Volume`."""
 
 import math
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, cast, get_args
@@ -18,6 +20,9 @@ SAMPLE_BYTES = 64 * 2**20
 """At most this much of a volume is read to learn its intensity range."""
 
 _SAMPLE_BLOCKS = 64
+# a slice with its neighbours lies in two slabs at most, unless the halo is very wide
+_SLABS = 2
+_SLAB_BYTES = 128 * 2**20
 # percentiles sort in float64: this many values of a channel are plenty for them and cost 32 MB, not 512
 _SAMPLE_VALUES = 4 * 2**20
 
@@ -115,7 +120,8 @@ class Volume:
     """A 3D image that is read lazily. Immutable.
 
     Open one from a file with `open_volume`, or wrap an array with `Volume.from_array`. It holds a reference to an array
-    that lies on disk (or to a dask graph) and never all its values.
+    that lies on disk (or to a dask graph), and of the values only a few slices read last. Safe to use from several
+    threads.
 
     Parameters
     ----------
@@ -178,6 +184,8 @@ class Volume:
         self.channel_names = tuple(channel_names)
         self.affine = affine
         self._intensity: Intensity | None = None
+        self._slabs: OrderedDict[Box, NDArray[Any]] = OrderedDict()
+        self._slab_lock = threading.Lock()
 
     def __repr__(self) -> str:
         """Return name, shape and voxel size on one line."""
@@ -259,7 +267,7 @@ class Volume:
         Returns
         -------
         ndarray of shape (c, z, y, x), `dtype`
-            A C-contiguous array in memory. It may be read-only.
+            A new array in memory, C-contiguous and writable.
 
         Raises
         ------
@@ -283,7 +291,9 @@ class Volume:
         kept = [a for a in self._axes if a != "t"]
         if "c" not in kept:
             values, kept = values[None], ["c", *kept]
-        return np.ascontiguousarray(values.transpose([kept.index(a) for a in "czyx"]), dtype=self.dtype)
+        block = np.ascontiguousarray(values.transpose([kept.index(a) for a in "czyx"]), dtype=self.dtype)
+        # a view may belong to a read-only file or to the array of the caller
+        return block if block.flags.owndata else block.copy()
 
     def read_slice(self, ref: SliceRef, *, halo: int = 0) -> NDArray[Any]:
         """Return one slice, with its neighbours on both sides.
@@ -306,18 +316,51 @@ class Volume:
             No such slice, or a negative halo.
         StorageError
             The file cannot be read there.
+
+        Notes
+        -----
+        Where a chunk of the storage spans several slices, its neighbours must be decoded too; up to 256 MB of them are
+        kept, so that going through a volume slice by slice decodes each chunk once, or at least seldom.
         """
         if halo < 0:
             raise InputError(f"halo {halo}: expected 0 or more slices")
         number, depth = ref.axis_number, self.depth(ref.axis)
-        margins = [0, 0, 0]
-        margins[number] = halo
-        box = ref.box(self.shape).grow(margins).clip(self.shape)
-        block = np.moveaxis(self.read(box), number + 1, 1)
-        if block.shape[1] != 2 * halo + 1:
-            wanted = np.arange(ref.index - halo, ref.index + halo + 1).clip(0, depth - 1)
-            block = block[:, wanted - box.start[number]]
-        return np.ascontiguousarray(block)
+        thin = ref.box(self.shape)
+        wanted = np.arange(ref.index - halo, ref.index + halo + 1).clip(0, depth - 1)
+        thickness = self._slab_thickness(number)
+        if thickness == 1:
+            first = int(wanted[0])
+            block = np.moveaxis(self.read(_moved(thin, number, first, int(wanted[-1]) + 1)), number + 1, 1)
+            return np.ascontiguousarray(block[:, wanted - first])
+        planes = []
+        for index in wanted.tolist():
+            start = index // thickness * thickness
+            slab = self._slab(_moved(thin, number, start, min(start + thickness, depth)))
+            planes.append(slab.take(index - start, number + 1))
+        return np.stack(planes, 1)
+
+    def _slab_thickness(self, number: int) -> int:
+        """Return how many slices along an axis are worth reading together: they share chunks and fit in the cache."""
+        if self.chunks is None:
+            return 1
+        plane = self.nbytes // self.shape[number]
+        chunk = self.chunks[number]
+        fitting = max(1, min(chunk, _SLAB_BYTES // plane))
+        # no slab reaches over the end of a chunk
+        return max(n for n in range(1, fitting + 1) if chunk % n == 0)
+
+    def _slab(self, box: Box) -> NDArray[Any]:
+        """Return the values of a box, from the cache if it was read lately. Not to be changed."""
+        with self._slab_lock:
+            if box in self._slabs:
+                self._slabs.move_to_end(box)
+                return self._slabs[box]
+        slab = self.read(box)
+        with self._slab_lock:
+            self._slabs[box] = slab
+            while len(self._slabs) > _SLABS:
+                self._slabs.popitem(last=False)
+        return slab
 
     def as_dask(self) -> Any:
         """Return the volume as a dask array of shape (z, y, x), or (c, z, y, x) with several channels.
@@ -450,6 +493,13 @@ def check_voxel_size(voxel_size: Sequence[float], factor: float = 1.0) -> VoxelS
     if len(sizes) != 3 or not all(math.isfinite(s) and s > 0 for s in sizes):
         raise InputError(f"voxel size {sizes}: expected three positive numbers, for z, y and x")
     return sizes[0] * factor, sizes[1] * factor, sizes[2] * factor
+
+
+def _moved(thin: Box, number: int, start: int, stop: int) -> Box:
+    """Return a plane made a slab from `start` to `stop` along axis `number`."""
+    corners = [list(thin.start), list(thin.stop)]
+    corners[0][number], corners[1][number] = start, stop
+    return Box(tuple(corners[0]), tuple(corners[1]))
 
 
 def _plain_dtype(dtype: Any, what: str) -> np.dtype[Any]:
