@@ -31,8 +31,13 @@ NAME = "interpolate"
 # More held-out slices hardly move one parameter; on large slices each costs two distance transforms per class.
 MOST_HELD_OUT = 8
 
+# Distances count up to here for the confidence. Measured on five volumes, expected minus true Dice of a slice: 12 px too
+# sure (+.10 on average), 64 px too unsure on small objects (-.26 at worst), 24 px between -.11 and +.08.
+LONGEST_PX = 24.0
+
 # Ratios of margin to distance beyond these say "on the border" and "certain".
-_RATIO_EDGES = np.geomspace(1e-3, 1e3, 257)
+_POSITIVE = np.geomspace(1e-3, 1e3, 128)
+_RATIO_EDGES = np.concatenate([-_POSITIVE[::-1], _POSITIVE])
 _SLOPE_BOUNDS = (0.02, 50.0)
 
 
@@ -47,9 +52,9 @@ class InterpolateConfig(MethodConfig):
         "nearest: copy the nearest one.",
     )
     radius_px: float = Field(
-        16.0,
+        4.0,
         ge=1.0,
-        le=512.0,
+        le=LONGEST_PX,
         json_schema_extra={"step": 1.0},
         description="Distances are cut there, in pixels. An object painted in one of two slices shrinks away from that "
         "one: the smaller the radius, the further it reaches.",
@@ -124,11 +129,14 @@ def propagate(context: "RunContext", config: InterpolateConfig) -> Iterator[Even
     nearest one is copied. In a slice that is painted but not complete unpainted pixels count as background here: a
     shape needs an outside.
 
-    The confidence of a pixel whose best channel leads by ``margin`` is ``1 / (1 + exp(-ratio / slope))`` with
-    ``ratio = margin / (2 * gap)``: for two classes the distance to the border in the slice over the distance to the
-    evidence across slices (see `Neighbours`), both in the volume's unit. ``slope`` is how far a border shifts in the
-    slice per unit of depth. With three or more annotated slices it is the one that makes held-out inner slices, each
-    interpolated from its neighbours, most likely; their larger gaps need no correction, since the gap is in the ratio.
+    For the labels distances are cut at ``radius_px``, otherwise an object that one of the two slices lacks would vanish
+    at once. The confidence looks at the uncut ones: a pixel whose label leads the next best by ``margin`` has
+    ``1 / (1 + exp(-ratio / slope))`` with ``ratio = margin / (2 * gap)``. For two classes that is the distance to the
+    border in the slice over the distance to the evidence across slices (see `Neighbours`), both in the volume's unit;
+    it is negative, and the confidence below one half, where the uncut distances speak for another label. ``slope`` is
+    how far a border shifts in the slice per unit of depth. With three or more annotated slices it is the one that makes
+    held-out inner slices, each interpolated from its neighbours, most likely; their larger gaps need no correction,
+    since the gap is in the ratio.
 
     At most two slices of distances are in memory.
     """
@@ -235,7 +243,8 @@ class _Planes:
         self.depth_spacing = spacing.pop(self.context.axis)
         h, w = spacing.values()
         self._spacing = (h, w)
-        self._radius = self.config.radius_px * (h + w) / 2
+        self._pixel = (h + w) / 2
+        self._cut = self.config.radius_px * self._pixel
 
     def distances(self, index: int) -> "NDArray[np.float32]":
         """Return the distances at an annotated slice."""
@@ -243,7 +252,7 @@ class _Planes:
             while len(self._kept) > 1:
                 del self._kept[next(iter(self._kept))]
             self._kept[index] = class_distances(
-                self.target(index), self.context.class_ids, self._spacing, radius=self._radius
+                self.target(index), self.context.class_ids, self._spacing, radius=LONGEST_PX * self._pixel
             )
         return self._kept[index]
 
@@ -252,13 +261,25 @@ class _Planes:
         return self.context.annotation(self.volume).supervision(SliceRef(self.context.axis, index)).target
 
     def between(self, place: Neighbours) -> TopTwo:
-        """Return the winning channels at a place between two annotated slices."""
-        weight = place.weight if self.config.mode == "distance" else float(place.weight > 0.5)
-        if place.lower == place.upper or weight == 0:
-            return top_two(self.distances(place.lower))
-        if weight == 1:
-            return top_two(self.distances(place.upper))
-        return top_two(blend(self.distances(place.lower), self.distances(place.upper), weight))
+        """Return the channels of the labels at a place between two annotated slices, and what speaks against them.
+
+        The labels come from distances cut at ``radius_px``, or from the nearest slice; `second` and `margin` from the
+        uncut ones, so that the margin is negative where those would have decided otherwise.
+        """
+        uncut = self._blended(place)
+        if self.config.mode == "nearest":
+            best = top_two(self.distances(place.upper if place.weight > 0.5 else place.lower)).best
+        else:
+            best = top_two(self._blended(place, self._cut)).best
+        likely = top_two(uncut)
+        behind = np.take_along_axis(uncut, best[np.newaxis], 0)[0] - uncut.max(axis=0)
+        agrees = best == likely.best
+        second = np.where(agrees, likely.second, likely.best)
+        return TopTwo(best, second, np.where(agrees, likely.margin, behind))
+
+    def _blended(self, place: Neighbours, cut: float = np.inf) -> "NDArray[np.float32]":
+        lower, upper = (np.clip(self.distances(index), -cut, cut) for index in (place.lower, place.upper))
+        return blend(lower, upper, place.weight)
 
     def ratio(self, winners: TopTwo, gap: float) -> "NDArray[np.float32]":
         """Return the margin over twice the distance to the evidence."""
@@ -283,7 +304,7 @@ def _measure_slope(planes: _Planes, config: InterpolateConfig) -> Generator[Even
         wrong += more_wrong
     slope = config.slope
     if right.any() or wrong.any():
-        slope = fit_slope(np.sqrt(_RATIO_EDGES[:-1] * _RATIO_EDGES[1:]), right, wrong)
+        slope = fit_slope((_RATIO_EDGES[:-1] + _RATIO_EDGES[1:]) / 2, right, wrong)
     yield Metric("slope", slope, planes.context.volumes.index(planes.volume))
     return slope
 
