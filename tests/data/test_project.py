@@ -260,6 +260,13 @@ def test_a_disk_that_does_not_take_it(
     assert (made.path / "project.json").read_bytes() == before
     assert [c.name for c in made.classes] == ["mito", "er"]
     assert annotation.complete("x") == ()
+    # the voxels of z1 reached the disk and only the status did not: shown, but not taken for complete
+    assert (annotation.painted("z"), annotation.complete("z")) == ((1,), ())
+    assert annotation.read_slice(SliceRef("z", 1)).all()
+    monkeypatch.undo()
+    annotation.set_complete(SliceRef("z", 1), True)
+    opened = Project.open(made.path).annotation("stack")
+    assert (opened.painted("z"), opened.complete("z")) == ((1,), (1,))
     assert not [p for p in made.path.rglob("*") if ".part." in p.name]
 
 

@@ -239,12 +239,10 @@ class Annotation:
             try:
                 with self._chunk_errors(changed), storage_errors(self._folder):
                     array[changed.slices] = new[inner]
+                self._set_status(ref, painted=bool(new.any()), complete=complete)
             except BaseException:
                 self._recover()
                 raise
-            self._set_status(ref, painted=bool(new.any()), complete=complete)
-            with storage_errors(self._folder):
-                self._note.unlink(missing_ok=True)
 
     def clear_slice(self, ref: SliceRef) -> None:
         """Take all paint out of one slice, also where slices of other axes cross it; it is then not complete either.
@@ -343,13 +341,18 @@ class Annotation:
         self._painted = _with_member(self._painted, ref, painted)
         if complete is not None:
             self._complete = _with_member(self._complete, ref, complete)
-        if before == (self._painted, self._complete):
+        noted = self._note.exists()
+        if before == (self._painted, self._complete) and not noted:
             return
         try:
             self._save_status(self.status)
         except BaseException:
             self._painted, self._complete = before
             raise
+        if noted:
+            # what the note stands for is in the status now; left behind it would undo a later "complete"
+            with storage_errors(self._folder):
+                self._note.unlink(missing_ok=True)
 
     def _recover(self) -> None:
         """Take up a write that broke off; see the notes of the class."""

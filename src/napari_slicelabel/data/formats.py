@@ -457,6 +457,7 @@ __all__ = [
     "open_labels",
     "open_volume",
     "split_source",
+    "suffix_of",
     "write_labels",
     "write_nnunet",
 ]
