@@ -31,7 +31,7 @@ NAME = "interpolate"
 # More held-out slices hardly move one parameter; on large slices each costs two distance transforms per class.
 MOST_HELD_OUT = 8
 
-# Distances count up to here for the confidence. Measured on five volumes, expected minus true Dice of a slice: 12 px too
+# Distances count up to here for the confidence. Measured on five volumes, expected minus true Dice: 12 px too
 # sure (+.10 on average), 64 px too unsure on small objects (-.26 at worst), 24 px between -.11 and +.08.
 LONGEST_PX = 24.0
 
