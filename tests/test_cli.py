@@ -340,8 +340,10 @@ def test_export_writes_what_annotate_reads_again(
     slicelabel: Callable[..., Answer],
 ) -> None:
     path, run_id = finished
-    target = tmp_path / "written" / name
+    target = tmp_path / name
     assert slicelabel("export", path, "--run", run_id, "--to", target).json["written"] == [str(target)]
+    assert_refused(slicelabel("export", path, "--run", run_id, "--to", target), name, "already exists")
+    assert slicelabel("export", path, "--run", run_id, "--to", target, "--force").code == 0
     from napari_slicelabel.data.boxes import Box
     from napari_slicelabel.data.formats import open_labels
 
@@ -353,7 +355,9 @@ def test_export_writes_what_annotate_reads_again(
 def test_export_refuses(finished: tuple[Path, str], tmp_path: Path, slicelabel: Callable[..., Answer]) -> None:
     path, run_id = finished
     assert_refused(slicelabel("export", path, "--run", "x", "--to", tmp_path / "a.tif"), "x", run_id)
-    assert_refused(slicelabel("export", path, "--run", run_id, "--to", tmp_path / "a.jpeg"), "a.jpeg")
+    assert_refused(slicelabel("export", path, "--run", run_id, "--to", tmp_path / "a.jpeg"), "a.jpeg", ".tif")
+    assert slicelabel("export", path, "--run", run_id, "--to", tmp_path / "Dataset001_tiny").code == 0
+    assert (tmp_path / "Dataset001_tiny" / "dataset.json").is_file()
 
 
 def test_apply_refuses(tmp_path: Path, image_file: Path, slicelabel: Callable[..., Answer]) -> None:

@@ -335,6 +335,7 @@ def export(
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.engine.export import export as write
 
+    _refuse_unknown_format(to)
     emit({"run": run, "written": write(Project.open(project), run, to, volume=volume, overwrite=force)})
 
 
@@ -460,6 +461,14 @@ def _parameters(config: "type[MethodConfig]") -> dict[str, object]:
         name: {"help": field.get("description", ""), **{key: field[key] for key in kept if key in field}}
         for name, field in config.model_json_schema()["properties"].items()
     }
+
+
+def _refuse_unknown_format(path: Path) -> None:
+    """Refuse out.jpeg, which would become an nnU-Net folder of that name."""
+    from napari_slicelabel.data.formats import WRITERS, suffix_of
+
+    if path.suffix[1:].isalpha() and suffix_of(path, list(WRITERS)) is None:
+        raise InputError(f"--to {path}: expected one of {', '.join(WRITERS)}, or a folder for nnU-Net")
 
 
 def _one_volume(project: "Project", name: str | None) -> str:
