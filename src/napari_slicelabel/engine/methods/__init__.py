@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from napari_slicelabel.engine.config import MethodConfig
-from napari_slicelabel.engine.methods import interpolate
+from napari_slicelabel.engine.methods import interpolate, self_label
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,6 +42,12 @@ _ALL = (
         title="Signed-distance interpolation between the painted slices; looks at no image, takes seconds",
         config=interpolate.InterpolateConfig,
         propagate=interpolate.propagate,
+    ),
+    Method(
+        name=self_label.NAME,
+        title="Self-labelling: a 2D network learns from the painted slices and from what it labels, front by front",
+        config=self_label.SelfLabelConfig,
+        propagate=self_label.propagate,
     ),
 )
 

@@ -1,0 +1,236 @@
+"""Probabilities that mean what they say: temperature, expected Dice, and their correction with distance.
+
+A network trained on a few slices is sure of itself everywhere. Slices that were held out of training tell how sure it
+may be at their distance from the nearest annotated slice, and the correction grows linearly from none at an annotated
+slice to that.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, logit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from napari_slicelabel.engine.predict import Band
+
+_TEMPERATURES = (0.25, 8.0)
+_SHIFTS = (-4.0, 2.0)
+_TINY = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How to correct probabilities and expected Dice.
+
+    Attributes
+    ----------
+    temperature : float
+        Divides logits at distance `reference`; Guo et al., ICML 2017.
+    shift : float
+        Added to the logit of a slice's expected Dice at distance `reference`.
+    reference : float
+        Distance, in slices, of the held-out slices to the nearest annotated one.
+    """
+
+    temperature: float = 1.0
+    shift: float = 0.0
+    reference: float = 1.0
+
+    def temperature_at(self, distance: float) -> float:
+        """Return the temperature for a slice at a distance from the nearest annotated one."""
+        return float(np.clip(1 + (self.temperature - 1) * self._share(distance), *_TEMPERATURES))
+
+    def corrected(self, expected: float, distance: float) -> float:
+        """Return the expected Dice of a slice, corrected for its distance."""
+        return float(expit(logit(np.clip(expected, _TINY, 1 - _TINY)) + self.shift * self._share(distance)))
+
+    def _share(self, distance: float) -> float:
+        return min(distance / max(self.reference, 1.0), 2.0)
+
+
+class Labelled(NamedTuple):
+    """A predicted slice.
+
+    Attributes
+    ----------
+    channels : ndarray of shape (h, w), uint8
+        The likeliest output channel; 0 = background.
+    confidence : ndarray of shape (h, w), float32
+        Its probability.
+    expected : float
+        Expected Dice of the slice, not corrected for distance.
+    """
+
+    channels: "NDArray[np.uint8]"
+    confidence: "NDArray[np.float32]"
+    expected: float
+
+
+def label(
+    bands: "Iterable[Band]", shape: tuple[int, int], classes: int, temperature: float, usual_area: float
+) -> Labelled:
+    """Return labels, confidence and expected Dice of a slice from its probabilities.
+
+    Parameters
+    ----------
+    bands : iterable of Band
+        The slice from top to bottom.
+    shape : tuple of 2 int
+        Height and width.
+    classes : int
+        Number of classes without background.
+    temperature : float
+        Divides the logits.
+    usual_area : float
+        Foreground pixels of an annotated slice, on average; see `expected_dice`.
+
+    Returns
+    -------
+    Labelled
+    """
+    channels = np.empty(shape, np.uint8)
+    confidence = np.empty(shape, np.float32)
+    sums = np.zeros((3, classes + 1))
+    for rows, probability in bands:
+        tempered = with_temperature(probability, temperature)
+        best = tempered.argmax(0)
+        channels[rows], confidence[rows] = best, tempered.max(0)
+        sums += _sums(tempered, best)
+    hits, areas, masses = sums[:, 1:]
+    return Labelled(channels, confidence, expected_dice(hits, areas, masses, usual_area))
+
+
+def with_temperature(probability: "NDArray[np.float32]", temperature: float) -> "NDArray[np.float32]":
+    """Return probabilities (c, ...) whose logits were divided by `temperature`."""
+    if temperature == 1:
+        return probability
+    powered = np.power(np.maximum(probability, np.float32(_TINY)), np.float32(1 / temperature))
+    return powered / powered.sum(0, keepdims=True)
+
+
+def expected_dice(
+    hits: "NDArray[np.float64]", areas: "NDArray[np.float64]", masses: "NDArray[np.float64]", usual_area: float
+) -> float:
+    """Return the Dice that a slice would have if its probabilities were true.
+
+    Parameters
+    ----------
+    hits : ndarray of shape (classes,), float64
+        Summed probability of each class where it was predicted.
+    areas : ndarray of shape (classes,), float64
+        Pixels where it was predicted.
+    masses : ndarray of shape (classes,), float64
+        Summed probability of it over the slice: the area that its truth is expected to have.
+    usual_area : float
+        Foreground pixels of an annotated slice. Where nothing is predicted the score is
+        ``usual_area / (usual_area + mass)``, since Dice says nothing there.
+
+    Returns
+    -------
+    float
+        0 to 1: the mean over the predicted classes of ``2 hits / (area + mass)``.
+    """
+    predicted = areas > 0
+    if predicted.any():
+        return float(np.mean(2 * hits[predicted] / (areas[predicted] + masses[predicted])))
+    usual = max(usual_area, 1.0)
+    return float(usual / (usual + masses.sum()))
+
+
+class HeldOut(NamedTuple):
+    """What a network that never saw a slice says of its known pixels, or of a sample of them.
+
+    Attributes
+    ----------
+    probability : ndarray of shape (c, n), float32
+        Predicted probabilities.
+    target : ndarray of shape (n,), uint8
+        True channels.
+    distance : int
+        To the nearest slice that the network learned from, in slices.
+    """
+
+    probability: "NDArray[np.float32]"
+    target: "NDArray[np.uint8]"
+    distance: int
+
+
+def calibrate(held_out: Sequence[HeldOut], usual_area: float) -> Calibration:
+    """Return the calibration under which held-out slices come out best.
+
+    Parameters
+    ----------
+    held_out : sequence of HeldOut
+        At least one.
+    usual_area : float
+        As for `expected_dice`, in pixels of the samples.
+
+    Returns
+    -------
+    Calibration
+        The temperature makes the true channels most likely, every slice counting the same. The shift then makes the
+        expected Dice of the slices closest to their true one, by least squares.
+    """
+    temperature = _fit_temperature(held_out)
+    expected, true = [], []
+    for slice_ in held_out:
+        tempered = with_temperature(slice_.probability, temperature)
+        channels = tempered.argmax(0)
+        hits, areas, masses = _sums(tempered, channels)
+        expected.append(expected_dice(hits[1:], areas[1:], masses[1:], usual_area))
+        true.append(true_dice(channels, slice_.target))
+    known = [(e, t) for e, t in zip(expected, true, strict=True) if t is not None]
+    shift = _fit_shift([e for e, _ in known], [t for _, t in known]) if known else 0.0
+    return Calibration(temperature, shift, float(np.mean([slice_.distance for slice_ in held_out])))
+
+
+def true_dice(channels: "NDArray[np.integer]", target: "NDArray[np.uint8]") -> float | None:
+    """Return the mean Dice over the classes that occur in either of two label arrays; None where there are none."""
+    scores = []
+    for channel in np.union1d(np.unique(channels), np.unique(target)):
+        if channel:
+            predicted, there = channels == channel, target == channel
+            overlap = np.count_nonzero(predicted & there)
+            scores.append(2 * overlap / (np.count_nonzero(predicted) + np.count_nonzero(there)))
+    return float(np.mean(scores)) if scores else None
+
+
+def _sums(
+    probability: "NDArray[np.float32]", best: "NDArray[np.integer]"
+) -> tuple["NDArray[np.float64]", "NDArray[np.float64]", "NDArray[np.float64]"]:
+    """Return hits, areas and masses of every channel; see `expected_dice`."""
+    count = len(probability)
+    top = np.take_along_axis(probability, best[None], 0)[0]
+    hits = np.bincount(best.ravel(), top.ravel(), count)
+    areas = np.bincount(best.ravel(), minlength=count).astype(np.float64)
+    masses = probability.reshape(count, -1).sum(1, dtype=np.float64)
+    return hits, areas, masses
+
+
+def _fit_temperature(held_out: Sequence[HeldOut]) -> float:
+    def surprise(log_temperature: float) -> float:
+        losses = []
+        for slice_ in held_out:
+            tempered = with_temperature(slice_.probability, float(np.exp(log_temperature)))
+            right = np.take_along_axis(tempered, slice_.target[None].astype(np.int64), 0)
+            losses.append(-np.log(np.maximum(right, _TINY)).mean())
+        return float(np.mean(losses))
+
+    low, high = np.log(_TEMPERATURES)
+    return float(np.exp(minimize_scalar(surprise, bounds=(low, high), method="bounded").x))
+
+
+def _fit_shift(expected: Sequence[float], true: Sequence[float]) -> float:
+    logits, wanted = logit(np.clip(expected, _TINY, 1 - _TINY)), np.asarray(true)
+
+    def error(shift: float) -> float:
+        return float(np.square(expit(logits + shift) - wanted).mean())
+
+    return float(minimize_scalar(error, bounds=_SHIFTS, method="bounded").x)

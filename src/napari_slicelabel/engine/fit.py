@@ -1,0 +1,214 @@
+"""Training a network on crops: one step at a time, so that the caller decides when to look up."""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from napari_slicelabel.engine.losses import masked_losses
+from napari_slicelabel.engine.networks import NetworkConfig, SliceNetwork
+from napari_slicelabel.engine.sampling import Batch, PlanePool
+from napari_slicelabel.errors import DeviceError, InputError
+
+_CLIP_NORM = 1.0
+
+
+def working_dtype(device: torch.device) -> torch.dtype:
+    """Return the number format that convolutions are fastest in on a device: bfloat16, float16 or float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():  # noqa: SLF001 - torch offers no public question
+        return torch.bfloat16
+    return torch.float32
+
+
+def autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Return the context in which a network runs on a device."""
+    dtype = working_dtype(device)
+    context: AbstractContextManager[None] = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    return context
+
+
+@dataclass(frozen=True, slots=True)
+class FitConfig:
+    """How a network is trained.
+
+    Attributes
+    ----------
+    steps : int
+        Steps of the whole schedule.
+    learning_rate : float
+        Highest learning rate.
+    weight_decay : float
+        Of AdamW; 0 makes it Adam.
+    schedule : {"cosine", "poly", "constant"}
+        How the learning rate falls after the warm-up: half a cosine, power 0.9, or not at all.
+    warmup : float
+        Share of the steps in which the learning rate rises.
+    ema : float
+        Decay of the running mean of the weights that predicts; 0 = predict with the weights themselves.
+    dice_weight : float
+        Of soft Dice beside cross-entropy.
+    """
+
+    steps: int
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    warmup: float = 0.15
+    ema: float = 0.99
+    dice_weight: float = 1.0
+
+    def rate(self, step: int) -> float:
+        """Return the share of the highest learning rate at a step."""
+        warm = max(1, round(self.warmup * self.steps))
+        if step < warm and self.warmup > 0:
+            return (step + 1) / warm
+        if self.schedule == "constant":
+            return 1.0
+        gone = min(1.0, (step - warm) / max(1, self.steps - warm))
+        return 0.5 * (1 + math.cos(math.pi * gone)) if self.schedule == "cosine" else (1 - gone) ** 0.9
+
+
+class Trainer:
+    """A network, its optimiser, and the running mean of its weights.
+
+    Parameters
+    ----------
+    network : NetworkConfig
+        What to train; initialised from torch's generator.
+    config : FitConfig
+        How.
+    batch : int
+        Crops per step; halved for good when the GPU's memory is full.
+    device : torch.device
+        Where.
+
+    Raises
+    ------
+    InputError
+        An unknown encoder.
+    """
+
+    def __init__(self, network: NetworkConfig, config: FitConfig, batch: int, device: torch.device) -> None:
+        self.config = config
+        self.batch = batch
+        self.device = device
+        self.step_number = 0
+        self.network = SliceNetwork(network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._mean = AveragedModel(self.network, multi_avg_fn=_ramped_mean(config.ema), use_buffers=False)
+        self._optimizer = torch.optim.AdamW(
+            self.network.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        )
+        self._scaler = torch.amp.GradScaler(device.type, enabled=working_dtype(device) == torch.float16)
+
+    @property
+    def predictor(self) -> SliceNetwork:
+        """The network that predicts, in evaluation mode."""
+        network = self._mean.module if self.config.ema > 0 and self.step_number > 0 else self.network
+        assert isinstance(network, SliceNetwork)
+        return network.eval()
+
+    def steps(self, pool: PlanePool, count: int) -> Iterator[Tensor]:
+        """Train for `count` steps, yielding the loss after each, as a tensor on the device.
+
+        Raises
+        ------
+        DeviceError
+            The GPU's memory is full even with one crop.
+        InputError
+            The loss is no number.
+        """
+        for _ in range(count):
+            yield self._step_that_fits(pool)
+
+    def _step_that_fits(self, pool: PlanePool) -> Tensor:
+        while True:
+            try:
+                return self._step(pool.draw(self.batch))
+            except torch.OutOfMemoryError as error:
+                if self.batch == 1:
+                    raise DeviceError(
+                        f"the memory of {self.device} is full even with one crop of {pool.config.crop} pixels; set a"
+                        " smaller crop, close other programs that use the GPU, or use device=cpu"
+                    ) from error
+            self._optimizer.zero_grad()
+            torch.cuda.empty_cache()
+            self.batch //= 2
+
+    def _step(self, batch: Batch) -> Tensor:
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * self.config.rate(self.step_number)
+        self.network.train()
+        with autocast(self.device):
+            logits = self.network(batch.x)
+        loss = masked_losses(logits, batch.target, batch.weight, dice_weight=self.config.dice_weight)
+        self._optimizer.zero_grad()
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.unscale_(self._optimizer)
+        nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP_NORM)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self.step_number += 1
+        self._mean.update_parameters(self.network)
+        return loss.detach()
+
+    def restart(self, config: FitConfig) -> None:
+        """Begin a new schedule with a fresh optimiser; the weights stay."""
+        self.config = config
+        self._optimizer = torch.optim.AdamW(
+            self.network.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything needed to go on, as CPU tensors."""
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        tensors |= {f"mean.{name}": value for name, value in self._mean.state_dict().items()}
+        for number, values in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
+        tensors["step_number"] = torch.tensor(self.step_number)
+        tensors["batch"] = torch.tensor(self.batch)
+        return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set everything to what `state` gave."""
+        self.network.load_state_dict(_under("network.", tensors))
+        self._mean.load_state_dict(_under("mean.", tensors))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in _under("optimizer.", tensors).items():
+            number, name = key.split(".", 1)
+            moments.setdefault(int(number), {})[name] = value
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
+        self.step_number = int(tensors["step_number"])
+        self.batch = int(tensors["batch"])
+
+
+def check_loss(value: float) -> float:
+    """Return the loss, or raise InputError when it is no number."""
+    if not math.isfinite(value):
+        raise InputError(
+            f"training went astray: the loss is {value}; lower the learning rate, and look for corrupt planes in the"
+            " image"
+        )
+    return value
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _ramped_mean(decay: float):  # type: ignore[no-untyped-def]
+    """Return an update that forgets the random start: after t steps the decay is at most t / (9 + t)."""
+
+    @torch.no_grad()
+    def update(means: list[Tensor], values: list[Tensor], count: Tensor) -> None:
+        seen = float(count) + 1
+        now = min(decay, seen / (9 + seen))
+        torch._foreach_lerp_(means, values, 1 - now)  # noqa: SLF001 - as torch's own averages do
+
+    return update

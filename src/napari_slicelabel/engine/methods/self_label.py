@@ -1,0 +1,694 @@
+"""Incremental 2D self-labelling (S1): fronts advance from the annotated slices, the network learns from what it labelled.
+
+After Anderson 2025 (released code: muanderson/Incremental2D-SelfLabel3D), preset ``paper``. Ours, preset ``default``:
+every annotated slice starts two fronts, the network also sees the shapes of the annotated neighbours, pseudo-labels
+weigh less than human ones and are refreshed, confidence is calibrated on annotated slices that were held out.
+"""
+
+# No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from napari_slicelabel.data.boxes import AXES, SliceRef
+from napari_slicelabel.engine.augment import NO_AUGMENTATION, Augmentation
+from napari_slicelabel.engine.confidence import Calibration, HeldOut, Labelled, calibrate, label, true_dice
+from napari_slicelabel.engine.config import MethodConfig
+from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
+from napari_slicelabel.engine.fit import FitConfig, Trainer, check_loss
+from napari_slicelabel.engine.losses import IGNORE
+from napari_slicelabel.engine.networks import ANDERSON, OUTPUT_STRIDE, PLAIN, NetworkConfig, SliceNetwork, describe
+from napari_slicelabel.engine.planes import PlaneReader
+from napari_slicelabel.engine.predict import predict_bands, with_smaller_tiles
+from napari_slicelabel.engine.sampling import Plane, PlanePool, SamplingConfig
+from napari_slicelabel.engine.shapes import Shapes, positional_classes
+from napari_slicelabel.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from napari_slicelabel.engine.context import RunContext
+
+NAME = "self-label"
+
+LEAST_FOR_CALIBRATION = 3
+"""Annotated slices that it takes to hold some out."""
+
+_FOLDS = 2
+_METRIC_EVERY = 10
+_SAVE_EVERY_S = 30.0
+# Held-out pixels kept per slice for the temperature.
+_CALIBRATION_PIXELS = 200_000
+
+MOST_ANISOTROPIC = 16.0
+"""Where slices lie further apart than this many pixels, a neighbour says nothing about a slice."""
+
+
+class SelfLabelConfig(MethodConfig):
+    """Parameters of `propagate`."""
+
+    PRESETS: ClassVar = {
+        "default": {},
+        "paper": {
+            "encoder": ANDERSON,
+            "in_slices": "1",
+            "shapes": "off",
+            "rounds": 0,
+            "step": 1,
+            "accept": "one-sided",
+            "theta": 0.8,
+            "refresh": False,
+            "iterations": 1000,
+            "round_epochs": 20,
+            "fresh_optimizer": True,
+            "batch": 16,
+            "crop_px": 512,
+            "learning_rate": 1e-4,
+            "schedule": "constant",
+            "weight_decay": 0.0,
+            "ema": 0.0,
+            "dice_weight": 0.0,
+            "pseudo_weight": 1.0,
+            "human_share": 0.0,
+            "foreground_share": 0.0,
+            "augment": "off",
+            "calibrate": "off",
+        },
+    }
+
+    encoder: str = Field(PLAIN, description="plain, anderson (the paper's U-Net), or an encoder name of smp.")
+    encoder_weights: str = Field(
+        "none", description="none = from scratch, works offline; or weights that smp can fetch for the encoder."
+    )
+    width: int = Field(
+        16, ge=8, le=64, multiple_of=8, json_schema_extra={"step": 8}, description="Channels at full resolution."
+    )
+    in_slices: Literal["auto", "1", "3", "5"] = Field(
+        "auto", description="Neighbouring slices that the network sees; auto: 3, or 1 where slices lie far apart."
+    )
+    coordinates: Literal["on", "off"] = Field("off", description="Whether the network sees where it is in the volume.")
+    shapes: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether the network sees the shapes of the neighbouring annotated slices; auto: for the classes"
+        " whose place in one annotated slice tells where they are in the next.",
+    )
+    iterations: int = Field(
+        400, ge=1, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps before the first round."
+    )
+    rounds: int = Field(
+        4, ge=0, le=1000, json_schema_extra={"step": 1}, description="Rounds until the fronts meet; 0: as many as it takes."
+    )
+    step: int = Field(
+        0, ge=0, le=10_000, json_schema_extra={"step": 1}, description="Slices per front and round; 0: from the rounds."
+    )
+    round_iterations: int = Field(
+        40, ge=0, le=100_000, json_schema_extra={"step": 10}, description="Training steps per round."
+    )
+    round_epochs: int = Field(
+        0, ge=0, le=1000, json_schema_extra={"step": 1}, description="Passes over all labels per round, instead of steps."
+    )
+    fresh_optimizer: bool = Field(False, description="Begin every round with a fresh optimiser, as the paper does.")
+    accept: Literal["two-sided", "one-sided", "all", "quantile"] = Field(
+        "all",
+        description="Pseudo-labels to learn from. two-sided: confident pixels of every class and of background;"
+        " one-sided: confident pixels of classes, all else is background; all: every pixel;"
+        " quantile: of every class and of background the more confident share.",
+    )
+    theta: float = Field(
+        0.8, ge=0.5, le=0.99, json_schema_extra={"step": 0.01}, description="Confidence from which a pixel is accepted."
+    )
+    refresh: bool = Field(True, description="Predict all slices again: pseudo-labels each round, everything at the end.")
+    pseudo_weight: float = Field(
+        0.5, ge=0.0, le=1.0, json_schema_extra={"step": 0.05}, description="Weight of pseudo-labels; human labels have 1."
+    )
+    human_share: float = Field(
+        0.5, ge=0.0, le=1.0, json_schema_extra={"step": 0.05}, description="Share of crops from human slices."
+    )
+    batch: int = Field(8, ge=1, le=512, json_schema_extra={"step": 1}, description="Crops per step.")
+    crop_px: int = Field(
+        128, ge=32, le=1024, multiple_of=16, json_schema_extra={"step": 16}, description="Largest crop to train on."
+    )
+    foreground_share: float = Field(
+        0.67, ge=0.0, le=1.0, json_schema_extra={"step": 0.01}, description="Share of crops centred on a class."
+    )
+    learning_rate: float = Field(
+        1e-3, ge=1e-6, le=1.0, json_schema_extra={"step": 1e-6}, description="Highest learning rate."
+    )
+    weight_decay: float = Field(0.01, ge=0.0, le=1.0, json_schema_extra={"step": 0.001}, description="Of AdamW.")
+    schedule: Literal["cosine", "poly", "constant"] = Field("cosine", description="How the learning rate falls.")
+    ema: float = Field(
+        0.99, ge=0.0, le=0.9999, json_schema_extra={"step": 0.0001}, description="Running mean of the weights; 0 = off."
+    )
+    dice_weight: float = Field(
+        1.0, ge=0.0, le=10.0, json_schema_extra={"step": 0.1}, description="Of soft Dice beside cross-entropy."
+    )
+    augment: Literal["on", "off"] = Field("on", description="Vary crops in geometry and intensity.")
+    flips: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Mirror and rotate crops by 90 degrees; auto: where most classes have no fixed place.",
+    )
+    shape_mix_low: float = Field(
+        0.6,
+        ge=0.0,
+        le=1.0,
+        json_schema_extra={"step": 0.05},
+        description="How far training shapes may lean to the truth: 1 = only what other annotated slices say.",
+    )
+    calibrate: Literal["auto", "off"] = Field(
+        "auto", description="Calibrate confidence on held-out annotated slices where there are at least 3."
+    )
+    fold_iterations: int = Field(
+        120, ge=1, le=100_000, json_schema_extra={"step": 10}, description="Training steps per held-out fold."
+    )
+    transfer_iterations: int = Field(
+        100,
+        ge=0,
+        le=100_000,
+        json_schema_extra={"step": 10},
+        description="Where shapes are used: training steps of the network for volumes without annotated slices.",
+    )
+    pool_mb: int = Field(
+        1024, ge=16, le=1_000_000, json_schema_extra={"step": 16}, description="Memory for planes to learn from, in MiB."
+    )
+
+
+class Slot(NamedTuple):
+    """A slice of a volume of the project."""
+
+    volume: str
+    index: int
+
+
+def propagate(context: "RunContext", config: SelfLabelConfig) -> Iterator[Event]:
+    """Train on the annotated slices, advance the fronts round by round, then fill everything with the last network.
+
+    Parameters
+    ----------
+    context : RunContext
+        The run.
+    config : SelfLabelConfig
+        The parameters.
+
+    Yields
+    ------
+    Event
+        `Progress` and `Metric` while training, a `SliceDone` for every slice as it is predicted.
+
+    Raises
+    ------
+    InputError
+        No volume has an annotated slice with a class in it, a constant image, images that differ in channels.
+    DeviceError
+        The GPU's memory is full even with one crop.
+
+    Notes
+    -----
+    Stages, each with its state on disk at the end: *calibrate* trains one network per fold of held-out annotated slices
+    and measures temperature and expected Dice; *fit* trains on the annotated slices; *round k* predicts the next slices
+    of every front, accepts pseudo-labels and trains on; *fill* predicts every slice with the last network, nearest to an
+    annotated slice first. A resume goes on behind the last stage that ended, and in *fill* where it was.
+    """
+    yield from SelfLabelling(context, config).run()
+
+
+def front_rounds(
+    annotated: Sequence[int], span: range, rounds: int, step: int
+) -> tuple[tuple[int, ...], ...]:
+    """Return the slices that each round labels, from the annotated ones outwards.
+
+    Parameters
+    ----------
+    annotated : sequence of int
+        Not empty.
+    span : range
+        The slices to label.
+    rounds : int
+        Rounds until everything is reached; 0 = as many as it takes.
+    step : int
+        Slices per front and round; 0 = as few as `rounds` allows. What `rounds` leaves out is reached by no round.
+
+    Returns
+    -------
+    tuple of tuple of int
+        Every slice of the span that is not annotated at most once, nearest first.
+
+    Examples
+    --------
+    >>> front_rounds([2, 8], range(10), rounds=0, step=1)
+    ((1, 3, 7, 9), (0, 4, 6), (5,))
+    >>> front_rounds([2, 8], range(10), rounds=2, step=0)
+    ((0, 1, 3, 4, 6, 7, 9), (5,))
+    """
+    distance = {index: distance_to(index, annotated) for index in span if index not in set(annotated)}
+    if not distance:
+        return ()
+    furthest = max(distance.values())
+    step = step or math.ceil(furthest / (rounds or furthest))
+    count = rounds or math.ceil(furthest / step)
+    return tuple(
+        tuple(index for index, far in distance.items() if number * step < far <= (number + 1) * step)
+        for number in range(min(count, math.ceil(furthest / step)))
+    )
+
+
+def distance_to(index: int, annotated: Sequence[int]) -> int:
+    """Return how many slices lie between a slice and the nearest annotated one, itself counted."""
+    return min(abs(index - other) for other in annotated)
+
+
+def accepted(labelled: Labelled, config: SelfLabelConfig) -> "NDArray[np.uint8]":
+    """Return the pseudo-labels of a predicted slice as channel numbers, 255 = ignore.
+
+    The rules are the choices of ``accept``; see `SelfLabelConfig`. One-sided is the paper's.
+    """
+    channels, confident = labelled.channels, labelled.confidence >= config.theta
+    if config.accept == "all":
+        return channels
+    if config.accept == "one-sided":
+        return np.where(confident, channels, np.uint8(0))
+    if config.accept == "quantile":
+        confident = np.zeros(channels.shape, bool)
+        for channel in np.unique(channels):
+            inside = channels == channel
+            confident |= inside & (labelled.confidence >= np.quantile(labelled.confidence[inside], 1 - config.theta))
+    return np.where(confident, channels, np.uint8(IGNORE))
+
+
+@dataclass
+class SelfLabelling:
+    """One run of the method: what was decided at the start, and what it has learned."""
+
+    context: "RunContext"
+    config: SelfLabelConfig
+    network: NetworkConfig = field(init=False)
+    sampling: SamplingConfig = field(init=False)
+    calibration: Calibration = field(init=False, default_factory=Calibration)
+
+    def __post_init__(self) -> None:
+        context, config = self.context, self.config
+        self.sources = tuple(name for name in context.volumes if context.annotated(name))
+        if not context.class_ids:
+            raise InputError("no class is painted anywhere, only background; paint the objects of at least one slice")
+        channels = {context.volume(name).channels for name in context.volumes}
+        if len(channels) > 1:
+            raise InputError(f"the volumes have {sorted(channels)} channels; one network needs the same number in all")
+        # channel number of each label value
+        self._channel = np.full(256, IGNORE, np.uint8)
+        self._channel[[0, *context.class_ids]] = np.arange(1 + len(context.class_ids))
+        self._values = np.array([0, *context.class_ids], np.uint8)
+        self._check_classes()
+        everything = self._shapes(context.class_ids)
+        shape_classes = self._shape_classes(list(everything.values()))
+        self.network = NetworkConfig(
+            encoder=config.encoder,
+            encoder_weights=config.encoder_weights,
+            filters=tuple(config.width * factor for factor in ((0.5, 1, 2, 4, 8) if config.encoder == ANDERSON else (1, 2, 4, 6, 8))),
+            image_channels=channels.pop(),
+            in_slices=self._in_slices(),
+            coordinates=config.coordinates == "on",
+            classes=context.class_ids,
+            shape_classes=shape_classes,
+        )
+        self.shapes = self._shapes(shape_classes)
+        self.sampling = self._sampling_config()
+        self.usual_area = self._usual_area()
+        self.rounds = self._rounds()
+
+    # -- what is decided at the start ---------------------------------------------------------------------------------
+
+    def _check_classes(self) -> None:
+        seen: set[int] = set()
+        for slot in self._human_slots():
+            seen |= set(np.unique(self._target(slot)).tolist())
+        missing = [value for value in self.context.class_ids if int(self._channel[value]) not in seen]
+        if missing:
+            names = {label_class.id: label_class.name for label_class in self.context.project.classes}
+            listed = ", ".join(f"{names.get(value, '?')} ({value})" for value in missing)
+            raise InputError(
+                f"no annotated slice along {self.context.axis} shows the class {listed}; paint it in at least one slice,"
+                " or remove the class from the project"
+            )
+
+    def _in_slices(self) -> Literal[1, 3, 5]:
+        if self.config.in_slices != "auto":
+            return {"1": 1, "3": 3, "5": 5}[self.config.in_slices]  # type: ignore[return-value]
+        ratios = [self.context.volume(name).anisotropy(self.context.axis) for name in self.sources]
+        return 3 if max(ratios) <= MOST_ANISOTROPIC else 1
+
+    def _shapes(self, classes: tuple[int, ...]) -> dict[str, Shapes]:
+        return {name: self._shapes_of(name, classes) for name in self.sources}
+
+    def _shapes_of(self, name: str, classes: tuple[int, ...]) -> Shapes:
+        annotation, axis = self.context.annotation(name), self.context.axis
+        spacing = dict(zip(AXES, self.context.volume(name).voxel_size, strict=True))
+        del spacing[axis]
+        height, width = spacing.values()
+        # a shape needs an outside: slices in which something is unknown are no anchors
+        anchors = [
+            index for index in self.context.annotated(name) if annotation.supervision(SliceRef(axis, index)).known.all()
+        ]
+        return Shapes(
+            anchors, lambda index: annotation.supervision(SliceRef(axis, index)).target, classes, (height, width)
+        )
+
+    def _shape_classes(self, sources: Sequence[Shapes]) -> tuple[int, ...]:
+        if self.config.shapes == "off" or not any(len(source.anchors) > 1 for source in sources):
+            return ()
+        if self.config.shapes == "on":
+            return self.context.class_ids
+        return positional_classes(sources, np.random.default_rng(self.config.seed))
+
+    def _sampling_config(self) -> SamplingConfig:
+        config = self.config
+        sizes = [self.context.volume(name).plane_shape(self.context.axis) for name in self.sources]
+        crop = tuple(
+            min(config.crop_px, math.ceil(max(size[axis] for size in sizes) / OUTPUT_STRIDE) * OUTPUT_STRIDE)
+            for axis in (0, 1)
+        )
+        flips = config.flips == "on" or (
+            config.flips == "auto" and 2 * len(self.network.shape_classes) < len(self.network.classes)
+        )
+        return SamplingConfig(
+            crop=(crop[0], crop[1]),
+            foreground=config.foreground_share,
+            human=config.human_share,
+            shape_mix=(config.shape_mix_low, 1.0),
+            augmentation=replace(Augmentation(), flips=flips) if config.augment == "on" else NO_AUGMENTATION,
+        )
+
+    def _usual_area(self) -> float:
+        areas = [np.count_nonzero((target > 0) & (target != IGNORE)) for target in map(self._target, self._human_slots())]
+        return float(np.mean(areas))
+
+    def _rounds(self) -> tuple[tuple[Slot, ...], ...]:
+        per_volume = {
+            name: front_rounds(self.context.annotated(name), self.context.span(name), self.config.rounds, self.config.step)
+            for name in self.sources
+        }
+        if self.config.rounds == 0 and self.config.step == 0:
+            return ()
+        count = max(map(len, per_volume.values()), default=0)
+        return tuple(
+            tuple(
+                Slot(name, index)
+                for name, rounds in per_volume.items()
+                if number < len(rounds)
+                for index in rounds[number]
+            )
+            for number in range(count)
+        )
+
+    # -- the stages ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> Iterator[Event]:
+        """Go through the stages; see `propagate`."""
+        tensors, extra = self.context.load_state() or ({}, {})
+        if extra:
+            self.calibration = Calibration(**extra["calibration"])  # type: ignore[arg-type]
+        else:
+            yield from self._calibrate()
+            if self.context.stop():
+                return
+            self._save({}, done=-1)
+        trainer = self._trainer(self.network, self._total_steps())
+        done = int(extra.get("done", -1))  # type: ignore[arg-type]
+        if done >= 0:
+            trainer.load_state(tensors)
+        else:
+            yield from self._train(trainer, self._pool(()), self.config.iterations, "fit")
+            done = 0
+            self._save(trainer.state(), done=done)
+        for number in range(done, len(self.rounds)):
+            if self.context.stop():
+                break
+            yield from self._round(trainer, number)
+            self._save(trainer.state(), done=number + 1)
+        yield from self._finish(trainer, int(extra.get("filled", 0)))  # type: ignore[arg-type]
+
+    def _save(self, tensors: dict[str, Tensor], *, done: int, filled: int = 0) -> None:
+        """Put on disk what a resume starts from: `done` rounds, -1 = nothing trained; `filled` slices of the fill."""
+        self.context.save_state(tensors, {"calibration": asdict(self.calibration), "done": done, "filled": filled})
+
+    def _total_steps(self) -> int:
+        return self.config.iterations + len(self.rounds) * self.config.round_iterations
+
+    def _trainer(self, network: NetworkConfig, steps: int) -> Trainer:
+        config = self.config
+        fit = FitConfig(
+            steps=steps,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            schedule=config.schedule,
+            ema=config.ema,
+            dice_weight=config.dice_weight,
+            warmup=0.0 if config.schedule == "constant" else 0.15,
+        )
+        return Trainer(network, fit, config.batch, self.context.device)
+
+    def _train(self, trainer: Trainer, pool: PlanePool, steps: int, stage: str) -> Iterator[Event]:
+        for number, loss in enumerate(trainer.steps(pool, steps), 1):
+            yield Progress(stage, number, steps)
+            if number % _METRIC_EVERY == 0 or number == steps:
+                yield Metric("loss", check_loss(float(loss)), trainer.step_number)
+            if self.context.stop():
+                return
+
+    def _round(self, trainer: Trainer, number: int) -> Iterator[Event]:
+        """Label the next slices of every front, and train on."""
+        stage = f"round {number + 1}"
+        reached = [slot for slots in self.rounds[:number] for slot in slots]
+        todo = (reached if self.config.refresh else []) + list(self.rounds[number])
+        for count, slot in enumerate(todo, 1):
+            labelled = self._label(trainer.predictor, slot, self.shapes)
+            self.context.write_accepted(slot.volume, slot.index, accepted(labelled, self.config))
+            yield self._write(slot, labelled, stage)
+            yield Progress(stage, count, len(todo), f"{slot.volume} {self.context.axis}{slot.index}")
+            if self.context.stop():
+                return
+        steps = self.config.round_iterations
+        if self.config.round_epochs:
+            planes = len(reached) + len(self.rounds[number]) + len(self._human_slots())
+            steps = self.config.round_epochs * math.ceil(planes / self.config.batch)
+        if self.config.fresh_optimizer:
+            trainer.restart(trainer.config)
+        pool = self._pool((*reached, *self.rounds[number]))
+        yield from self._train(trainer, pool, steps, f"{stage}: learn")
+
+    def _finish(self, trainer: Trainer, filled: int) -> Iterator[Event]:
+        self._save_model(trainer.predictor)
+        if self.context.stop():
+            return
+        reached = {slot for slots in self.rounds for slot in slots}
+        slots = [
+            Slot(name, index)
+            for name in self.sources
+            for index in sorted(self.context.span(name), key=lambda index: distance_to(index, self.context.annotated(name)))
+            if self.config.refresh or Slot(name, index) not in reached
+        ]
+        tensors = trainer.state()
+        yield from self._fill(trainer.predictor, slots, self.shapes, tensors, filled)
+        if self.context.stop():
+            return
+        rest = [Slot(name, index) for name in self.context.volumes if name not in self.sources for index in self.context.span(name)]
+        network = trainer.predictor
+        if self.network.shape_classes and self.config.transfer_iterations and not self.context.stop():
+            student = self._trainer(self.network.model_copy(update={"shape_classes": ()}), self.config.transfer_iterations)
+            pool = self._pool([slot for slot in slots if slot.index not in self.context.annotated(slot.volume)], student=True)
+            yield from self._train(student, pool, self.config.transfer_iterations, "transfer")
+            network = student.predictor
+            self._save_model(network)
+        yield from self._fill(network, rest, {}, tensors, 0)
+
+    def _fill(
+        self,
+        network: SliceNetwork,
+        slots: Sequence[Slot],
+        shapes: dict[str, Shapes],
+        tensors: dict[str, Tensor],
+        filled: int,
+    ) -> Iterator[Event]:
+        saved = time.monotonic()
+        for count, slot in enumerate(slots[filled:], filled + 1):
+            yield self._write(slot, self._label(network, slot, shapes), "final")
+            yield Progress("fill", count, len(slots), f"{slot.volume} {self.context.axis}{slot.index}")
+            if self.context.stop():
+                return
+            if shapes and time.monotonic() - saved > _SAVE_EVERY_S:
+                self._save(tensors, done=len(self.rounds), filled=count)
+                saved = time.monotonic()
+
+    def _save_model(self, network: SliceNetwork) -> None:
+        classes = [
+            {"id": label_class.id, "name": label_class.name, "color": label_class.color}
+            for label_class in self.context.project.classes
+        ]
+        description = describe(
+            network.config, axis=self.context.axis, classes=classes, temperature=self.calibration.temperature, method=NAME
+        )
+        weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+        self.context.save_model(weights, description)
+
+    # -- held-out slices ----------------------------------------------------------------------------------------------
+
+    def _calibrate(self) -> Iterator[Event]:
+        """Hold annotated slices out in turn, and measure how sure a network may be of such slices."""
+        slots = self._human_slots()
+        if self.config.calibrate == "off" or len(slots) < LEAST_FOR_CALIBRATION:
+            return
+        found: list[HeldOut] = []
+        for fold in range(_FOLDS):
+            held_out = slots[fold::_FOLDS]
+            trainer = self._trainer(self.network, self.config.fold_iterations)
+            pool = self._pool((), without=held_out)
+            yield from self._train(trainer, pool, self.config.fold_iterations, f"hold out {fold + 1} of {_FOLDS}")
+            if self.context.stop():
+                return
+            for slot in held_out:
+                found.append(self._judge(trainer.predictor, slot, held_out))
+                yield Progress("calibrate", len(found), len(slots), f"{slot.volume} {self.context.axis}{slot.index}")
+        self.calibration = calibrate(found, self.usual_area)
+        yield Metric("temperature", self.calibration.temperature, 0)
+        scores = [true_dice(slice_.probability.argmax(0), slice_.target) for slice_ in found]
+        yield Metric("held_out_dice", float(np.mean([score for score in scores if score is not None] or [0.0])), 0)
+
+    def _judge(self, network: SliceNetwork, slot: Slot, held_out: Sequence[Slot]) -> HeldOut:
+        target = self._target(slot)
+        known = np.flatnonzero(target != IGNORE)
+        if len(known) > _CALIBRATION_PIXELS:
+            known = np.sort(self.context.rng.choice(known, _CALIBRATION_PIXELS, replace=False))
+        picked = np.zeros(target.shape, bool)
+        picked.ravel()[known] = True
+        without = [other.index for other in held_out if other.volume == slot.volume]
+        read = self._reader(network, slot, self.shapes, without)
+
+        def work(tile: int) -> "NDArray[np.float32]":
+            bands = predict_bands(network, read, target.shape, self.context.device, tile=tile)
+            return np.concatenate([probability[:, picked[rows]] for rows, probability in bands], axis=1)
+
+        others = [index for index in self.context.annotated(slot.volume) if index not in without]
+        distance = distance_to(slot.index, others) if others else self.context.volume(slot.volume).depth(self.context.axis)
+        return HeldOut(with_smaller_tiles(work, self.context.device), target[picked], distance)
+
+    # -- reading and writing slices -----------------------------------------------------------------------------------
+
+    def _human_slots(self) -> list[Slot]:
+        return [Slot(name, index) for name in self.sources for index in self.context.annotated(name)]
+
+    def _target(self, slot: Slot) -> "NDArray[np.uint8]":
+        """Return what a human painted in a slice, as channel numbers; 255 = unknown."""
+        supervision = self.context.annotation(slot.volume).supervision(SliceRef(self.context.axis, slot.index))
+        return np.where(supervision.known, self._channel[supervision.target], np.uint8(IGNORE))
+
+    def _reader(
+        self, network: SliceNetwork, slot: Slot, shapes: dict[str, Shapes], without: Sequence[int] = ()
+    ) -> "Callable[[slice, slice], NDArray[np.float16]]":
+        planes = PlaneReader(self.context.volume(slot.volume), self.context.axis, network.config)
+        around = self._around(network.config, slot, shapes, without)
+
+        def read(rows: slice, columns: slice) -> "NDArray[np.float16]":
+            image = planes.read(slot.index, rows, columns)
+            return image if around is None else np.concatenate([image, around[:, rows, columns]])
+
+        return read
+
+    def _around(
+        self, network: NetworkConfig, slot: Slot, shapes: dict[str, Shapes], without: Sequence[int] = ()
+    ) -> "NDArray[np.float16] | None":
+        if not network.shape_classes:
+            return None
+        found = shapes[slot.volume].around(slot.index, without)
+        if found is None:
+            # no neighbour speaks for or against a class: on its border everywhere
+            size = self.context.volume(slot.volume).plane_shape(self.context.axis)
+            found = np.zeros((len(network.shape_classes), *size), np.float16)
+        return found
+
+    def _label(self, network: SliceNetwork, slot: Slot, shapes: dict[str, Shapes]) -> Labelled:
+        shape = self.context.volume(slot.volume).plane_shape(self.context.axis)
+        read = self._reader(network, slot, shapes)
+        temperature = self.calibration.temperature_at(self._distance(slot))
+
+        def work(tile: int) -> Labelled:
+            bands = predict_bands(network, read, shape, self.context.device, tile=tile)
+            return label(bands, shape, len(network.config.classes), temperature, self.usual_area)
+
+        return with_smaller_tiles(work, self.context.device)
+
+    def _distance(self, slot: Slot) -> int:
+        annotated = self.context.annotated(slot.volume)
+        # of a volume without annotated slices nothing is known but that it is further away than what was measured
+        return distance_to(slot.index, annotated) if annotated else math.ceil(2 * self.calibration.reference)
+
+    def _write(self, slot: Slot, labelled: Labelled, provenance: str) -> SliceDone:
+        return self.context.write_slice(
+            slot.volume,
+            slot.index,
+            self._values[labelled.channels],
+            np.rint(labelled.confidence * 255).astype(np.uint8),
+            provenance=provenance,
+            score=self.calibration.corrected(labelled.expected, self._distance(slot)),
+        )
+
+    def _pool(
+        self, machine: Sequence[Slot], *, without: Sequence[Slot] = (), student: bool = False
+    ) -> PlanePool:
+        """Return the planes to learn from: human slices, then pseudo-labels, each in random order.
+
+        Parameters
+        ----------
+        machine : sequence of Slot
+            Slices with pseudo-labels.
+        without : sequence of Slot
+            Human slices to leave out.
+        student : bool
+            For the network that sees no shapes: pseudo-labels are the predictions instead of what was accepted.
+        """
+        config = self.config
+        network = self.network.model_copy(update={"shape_classes": ()}) if student else self.network
+        human = [slot for slot in self._human_slots() if slot not in set(without)]
+        shuffled = [[slots[number] for number in self.context.rng.permutation(len(slots))] for slots in (human, list(machine))]
+
+        def planes() -> Iterator[Plane]:
+            for slot in shuffled[0]:
+                yield self._human_plane(network, slot, without)
+            for slot in shuffled[1]:
+                yield self._machine_plane(network, slot, student=student)
+
+        budget = config.pool_mb * 2**20
+        return PlanePool(planes(), network.image_planes, self.sampling, self.context.device, budget, self.context.rng)
+
+    def _human_plane(self, network: NetworkConfig, slot: Slot, without: Sequence[Slot]) -> Plane:
+        left_out = [other.index for other in without if other.volume == slot.volume]
+        own = None
+        if network.shape_classes and slot.index in self.shapes[slot.volume].anchors:
+            own = self.shapes[slot.volume].at(slot.index)
+        return Plane(
+            PlaneReader(self.context.volume(slot.volume), self.context.axis, network).read_whole(slot.index),
+            self._target(slot),
+            1.0,
+            human=True,
+            own=own,
+            around=self._around(network, slot, self.shapes, left_out),
+        )
+
+    def _machine_plane(self, network: NetworkConfig, slot: Slot, *, student: bool) -> Plane:
+        if student:
+            confident = self.context.read_confidence(slot.volume, slot.index) >= round(255 * self.config.theta)
+            predicted = self._channel[self.context.read_prediction(slot.volume, slot.index)]
+            target = np.where(confident, predicted, np.uint8(IGNORE))
+        else:
+            target = self.context.read_accepted(slot.volume, slot.index)
+        return Plane(
+            PlaneReader(self.context.volume(slot.volume), self.context.axis, network).read_whole(slot.index),
+            target,
+            self.config.pseudo_weight,
+            human=False,
+            around=self._around(network, slot, self.shapes),
+        )

@@ -1,0 +1,307 @@
+"""Every network definition, and how a network is kept on disk.
+
+The networks are built through segmentation-models-pytorch. The default encoder is a plain convolutional one whose first
+stage works at full resolution: encoders made for photographs begin with a stride of 2 and lose membranes that are two
+pixels thick.
+"""
+
+# No `from __future__ import annotations`: pydantic reads the annotations when the class is made.
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+import segmentation_models_pytorch as smp
+import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
+from torch import Tensor, nn
+from torch.nn import functional
+
+from napari_slicelabel.errors import InputError, MissingFileError
+
+OUTPUT_STRIDE = 16
+"""Height and width that `SliceNetwork` takes are multiples of it with the plain encoders."""
+
+PLAIN = "plain"
+ANDERSON = "anderson"
+
+
+class NetworkConfig(BaseModel):
+    """What a network is made of, and what it is fed.
+
+    The channels of the input, in order: ``image_channels`` for each of the ``in_slices`` neighbouring slices; with
+    `coordinates` the position (h, w, depth), each from -1 to 1; and for each of `shape_classes` the signed distance to
+    the border of that class as neighbouring labelled slices have it, divided by its radius.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    encoder: str = Field(PLAIN, description="plain, anderson (S1 as published), or any encoder name of smp.")
+    encoder_weights: str = Field("none", description="none, or a name of weights that smp offers for the encoder.")
+    filters: tuple[int, ...] = Field((16, 32, 64, 96, 128), min_length=5, max_length=5)
+    image_channels: int = Field(1, ge=1)
+    in_slices: Literal[1, 3, 5] = 3
+    coordinates: bool = False
+    classes: tuple[int, ...] = Field(min_length=1, description="Label values of output channels 1 and up.")
+    shape_classes: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _shapes_are_classes(self) -> Self:
+        if not set(self.shape_classes) <= set(self.classes):
+            raise ValueError(f"shape_classes {self.shape_classes} are not all among the classes {self.classes}")
+        return self
+
+    @property
+    def image_planes(self) -> int:
+        """Channels of the input that hold intensities."""
+        return self.image_channels * self.in_slices
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return self.image_planes + 3 * self.coordinates + len(self.shape_classes)
+
+
+class ConvBlock(nn.Sequential):
+    """Two 3x3 convolutions, each with instance norm and a leaky ReLU.
+
+    Instance norm keeps no running statistics, so it is as sound for one painted slice as for a thousand.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        layers: list[nn.Module] = []
+        for channels in (in_channels, out_channels):
+            layers += [
+                nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
+                nn.InstanceNorm2d(out_channels, affine=True),
+                nn.LeakyReLU(0.01, inplace=True),
+            ]
+        super().__init__(*layers)
+
+
+class PlainEncoder(nn.Module):
+    """Five `ConvBlock` with max-pooling between them: strides 1, 2, 4, 8, 16."""
+
+    output_stride = OUTPUT_STRIDE
+
+    def __init__(self, in_channels: int, filters: Sequence[int]) -> None:
+        super().__init__()
+        self.out_channels = (in_channels, *filters)
+        self.stages = nn.ModuleList(
+            ConvBlock(before, after) for before, after in zip(self.out_channels, filters, strict=False)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the input and the features of every stage, as smp's decoders want them."""
+        features = [x]
+        for number, stage in enumerate(self.stages):
+            x = stage(functional.max_pool2d(x, 2) if number else x)
+            features.append(x)
+        return features
+
+
+class PlainUnet(smp.base.SegmentationModel):
+    """smp's U-Net decoder on `PlainEncoder`, with a skip connection at full resolution."""
+
+    requires_divisible_input_shape = True
+
+    def __init__(self, in_channels: int, filters: Sequence[int], out_channels: int) -> None:
+        super().__init__()
+        self.encoder = PlainEncoder(in_channels, filters)
+        self.decoder = UnetDecoder(
+            encoder_channels=self.encoder.out_channels,
+            decoder_channels=tuple(filters[-2::-1]),
+            n_blocks=len(filters) - 1,
+            use_norm={"type": "instancenorm", "affine": True},
+        )
+        self.segmentation_head = smp.base.SegmentationHead(filters[0], out_channels, kernel_size=1)
+        self.classification_head = None
+        self.initialize()
+
+
+class AndersonUnet(nn.Module):
+    """The U-Net of S1 as its authors released it (muanderson/Incremental2D-SelfLabel3D).
+
+    Filters 8-16-32-64-128, two 3x3 convolutions with ReLU per level, no normalisation, spatial dropout 0.5 at the
+    bottleneck, nearest up-sampling with a 2x2 convolution, concatenation. Two outputs with softmax stand for their one
+    output with sigmoid, which is the same function.
+    """
+
+    def __init__(self, in_channels: int, filters: Sequence[int], out_channels: int) -> None:
+        super().__init__()
+        before = (in_channels, *filters)
+        self.down = nn.ModuleList(self._double(a, b) for a, b in zip(before, filters, strict=False))
+        pairs = list(zip(filters[:0:-1], filters[-2::-1], strict=True))
+        self.up = nn.ModuleList(nn.Conv2d(a, b, 2) for a, b in pairs)
+        self.merge = nn.ModuleList(self._double(2 * b, b) for _, b in pairs)
+        self.dropout = nn.Dropout2d(0.5)
+        self.head = nn.Conv2d(filters[0], out_channels, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _double(before: int, after: int) -> nn.Sequential:
+        first, second = nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)
+        return nn.Sequential(first, nn.ReLU(inplace=True), second, nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of `x`, shape (b, c, h, w), with h and w multiples of `OUTPUT_STRIDE`."""
+        skips = []
+        for number, block in enumerate(self.down):
+            x = block(functional.max_pool2d(x, 2) if number else x)
+            skips.append(x)
+        x = self.dropout(skips.pop())
+        for up, merge in zip(self.up, self.merge, strict=True):
+            x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
+            # a 2x2 convolution of the same size pads on one side, as TensorFlow does
+            x = functional.relu(up(functional.pad(x, (0, 1, 0, 1))))
+            x = merge(torch.cat([skips.pop(), x], 1))
+        logits: Tensor = self.head(x)
+        return logits
+
+
+class SliceNetwork(nn.Module):
+    """A 2D network that labels slices, seeing the image and, if it was built so, the shapes of labelled neighbours.
+
+    The logit of a class whose shape is given starts as the signed distance times a learnable slope: before any training
+    the network reproduces shape interpolation, and it learns what the image says beyond that.
+
+    Parameters
+    ----------
+    config : NetworkConfig
+        What it is made of.
+
+    Raises
+    ------
+    InputError
+        An encoder or weights that smp does not know, or weights that cannot be had offline.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.base = _base(config)
+        self._shape_channels = [1 + config.classes.index(value) for value in config.shape_classes]
+        # half a logit per pixel from the border at the default radius of 16 pixels
+        self.slope = nn.Parameter(torch.tensor(8.0))
+        if config.shape_classes:
+            head = _last_convolution(self.base)
+            nn.init.zeros_(head.weight)
+            if head.bias is not None:
+                nn.init.zeros_(head.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits.
+
+        Parameters
+        ----------
+        x : Tensor of shape (b, in_channels, h, w)
+            Channels as in `NetworkConfig`; h and w multiples of `stride`.
+
+        Returns
+        -------
+        Tensor of shape (b, 1 + classes, h, w), float32
+            Channel 0 is background.
+        """
+        logits: Tensor = self.base(x).float()
+        if not self._shape_channels:
+            return logits
+        shape = x[:, -len(self._shape_channels) :].float() * self.slope
+        index = torch.tensor(self._shape_channels, device=x.device)
+        return logits.index_add(1, index, shape)
+
+    @property
+    def stride(self) -> int:
+        """Height and width of the input must be multiples of it."""
+        encoder = getattr(self.base, "encoder", None)
+        return int(getattr(encoder, "output_stride", OUTPUT_STRIDE))
+
+
+def _base(config: NetworkConfig) -> nn.Module:
+    out_channels = 1 + len(config.classes)
+    if config.encoder in (PLAIN, ANDERSON) and config.encoder_weights != "none":
+        raise InputError(f"encoder {config.encoder} has no pretrained weights; set encoder_weights=none")
+    if config.encoder == PLAIN:
+        return PlainUnet(config.in_channels, config.filters, out_channels)
+    if config.encoder == ANDERSON:
+        return AndersonUnet(config.in_channels, config.filters, out_channels)
+    weights = None if config.encoder_weights == "none" else config.encoder_weights
+    try:
+        network: nn.Module = smp.Unet(
+            config.encoder,
+            encoder_weights=weights,
+            in_channels=config.in_channels,
+            classes=out_channels,
+            decoder_channels=(256, 128, 64, 32, 16),
+            decoder_use_norm={"type": "instancenorm", "affine": True},
+        )
+    except (KeyError, ValueError) as error:
+        raise InputError(
+            f"encoder {config.encoder!r} with weights {config.encoder_weights!r} is not known to"
+            f" segmentation-models-pytorch: {error}; use encoder=plain or a name such as resnet18"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"the weights {config.encoder_weights!r} of encoder {config.encoder} could not be fetched: {error}; use"
+            " encoder_weights=none, which trains from scratch and needs no network"
+        ) from error
+    return network if weights else _without_batch_norm(network)
+
+
+def _without_batch_norm(network: nn.Module) -> nn.Module:
+    """Put instance norm in the place of batch norm: statistics of a few slices say nothing about the others."""
+    for name, child in network.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(network, name, nn.InstanceNorm2d(child.num_features, affine=True))
+        else:
+            _without_batch_norm(child)
+    return network
+
+
+def _last_convolution(network: nn.Module) -> nn.Conv2d:
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    return convolutions[-1]
+
+
+def describe(config: NetworkConfig, **more: JsonValue) -> dict[str, JsonValue]:
+    """Return what ``network.json`` holds: the network and whatever else is needed to apply it."""
+    return {"network": config.model_dump(mode="json"), **more}
+
+
+def load_network(folder: Path) -> tuple[SliceNetwork, Mapping[str, JsonValue]]:
+    """Return a saved network, in evaluation mode on the CPU, and its description.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder ``model`` of a run.
+
+    Returns
+    -------
+    tuple of (SliceNetwork, mapping)
+        The mapping is what `describe` gave.
+
+    Raises
+    ------
+    MissingFileError
+        No such folder, or a file of it is missing.
+    InputError
+        Files that are damaged or of another version.
+    """
+    weights, description = folder / "weights.safetensors", folder / "network.json"
+    for path in (description, weights):
+        if not path.is_file():
+            raise MissingFileError(f"{path} does not exist; give the folder `model` of a finished training run")
+    try:
+        record = json.loads(description.read_text(encoding="utf-8"))
+        network = SliceNetwork(NetworkConfig.model_validate(record["network"]))
+        network.load_state_dict(load_file(weights))
+    except (ValueError, KeyError, TypeError, ValidationError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the model in {folder} cannot be read: {reason}; run the method again to write it") from error
+    return network.eval(), record
