@@ -78,7 +78,9 @@ def test_bad_values_in_one_line(values: dict[str, Any], message: str) -> None:
 
 
 def test_unknown_method() -> None:
-    with pytest.raises(InputError, match=r"unknown method 'interpolat'. Did you mean interpolate\? Known: .*interpolate"):
+    with pytest.raises(
+        InputError, match=r"unknown method 'interpolat'. Did you mean interpolate\? Known: .*interpolate"
+    ):
         build_config("interpolat", {})
 
 

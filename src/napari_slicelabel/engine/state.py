@@ -101,9 +101,10 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, JsonValue]] |
 def _index(folder: Path) -> dict[str, Any] | None:
     path = folder / _INDEX
     try:
-        index: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        return None
+        with storage_errors(path, "read"):
+            if not path.exists():
+                return None
+            index: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise StorageError(f"{path} is damaged; start a new run") from error
     return index

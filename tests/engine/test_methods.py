@@ -1,0 +1,173 @@
+"""What every method promises. A new method is one line in `CASES`."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from napari_slicelabel.data.boxes import SliceRef
+from napari_slicelabel.data.project import Project
+from napari_slicelabel.engine.config import MethodConfig, build_config
+from napari_slicelabel.engine.context import run_store
+from napari_slicelabel.engine.events import Event, Finished, SliceDone, Started, from_json, to_json
+from napari_slicelabel.engine.methods import METHODS
+from napari_slicelabel.engine.record import RunRecord, read_events
+from napari_slicelabel.engine.run import run
+from napari_slicelabel.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method at its smallest."""
+
+    method: str
+    settings: dict[str, object] = field(default_factory=dict)
+    cancels: int = 5  # at how many events it is cancelled
+
+    def config(self, **values: object) -> MethodConfig:
+        return build_config(self.method, {"device": "cpu", **self.settings, **values})
+
+
+TINY_NETWORK = {
+    **dict.fromkeys(("iterations", "round_iterations", "fold_iterations", "transfer_iterations"), 2),
+    "rounds": 2,
+    "width": 8,
+    "batch": 2,
+    "crop_px": 32,
+}
+CASES = (
+    Case("interpolate", cancels=30),
+    Case("self-label", TINY_NETWORK),
+)
+
+
+def test_every_method_has_a_case() -> None:
+    assert {case.method for case in CASES} == set(METHODS)
+
+
+def labels_of(project: Project, run_id: str, kind: str = "prediction") -> NDArray[np.uint8]:
+    store = run_store(project, project.run_folder(run_id), kind, "tiny", "z")
+    return np.stack([store.read(index) for index in range(16)])
+
+
+def slices_of(project: Project, run_id: str) -> dict[int, dict[str, str]]:
+    with (project.run_folder(run_id) / "slices.csv").open() as file:
+        return {int(row["index"]): row for row in csv.DictReader(file)}
+
+
+def assert_human_slices(project: Project, labels: NDArray[np.uint8], *, only: set[int] | None = None) -> None:
+    for index in project.annotation("tiny").complete("z"):
+        if only is None or index in only:
+            target = project.annotation("tiny").supervision(SliceRef("z", index)).target
+            np.testing.assert_array_equal(labels[index], target)
+
+
+def assert_consistent(project: Project, run_id: str) -> None:
+    """What the journal and slices.csv list is on disk, and whatever is on disk of a human slice is the human's."""
+    reopened = Project.open(project.path)
+    journal = list(read_events(reopened.run_folder(run_id) / "events.jsonl"))
+    done = {event.index for event in journal if isinstance(event, SliceDone)}
+    assert set(slices_of(reopened, run_id)) == done
+    assert_human_slices(reopened, labels_of(reopened, run_id), only=done)
+    sure = labels_of(reopened, run_id, "confidence")
+    assert all(sure[index].any() for index in done)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.method)
+class TestContract:
+    def test_fills_the_span(self, painted: Project, case: Case) -> None:
+        events = list(run(painted, case.config()))
+        assert isinstance(events[0], Started)
+        assert isinstance(events[-1], Finished)
+        assert sum(isinstance(event, Started | Finished) for event in events) == 2
+        run_id = events[0].run_id
+        labels, sure = labels_of(painted, run_id), labels_of(painted, run_id, "confidence")
+        rows = slices_of(painted, run_id)
+        assert sorted(rows) == list(range(16))
+        assert set(np.unique(labels)) <= {0, 1, 2}
+        assert_human_slices(painted, labels)
+        for index, row in rows.items():
+            human = index in (2, 7, 12)
+            assert (row["provenance"] == "human") == human
+            assert 0 <= float(row["confidence"]) <= 1
+            assert row["needs_review"] == ("yes" if not human and float(row["confidence"]) < 0.8 else "no")
+            assert (sure[index] == 255).all() or not human
+        assert {event.index for event in events if isinstance(event, SliceDone)} == set(range(16))
+
+    def test_events_survive_the_journal(self, painted: Project, case: Case) -> None:
+        events = list(run(painted, case.config()))
+        assert [from_json(to_json(event)) for event in events] == events
+        assert list(read_events(painted.run_folder(painted.run_ids()[0]) / "events.jsonl")) == events
+
+    def test_same_seed_same_labels(self, painted: Project, case: Case) -> None:
+        for _ in range(2):
+            list(run(painted, case.config(seed=3)))
+        first, second = painted.run_ids()
+        for kind in ("prediction", "confidence"):
+            np.testing.assert_array_equal(labels_of(painted, first, kind), labels_of(painted, second, kind))
+
+    def test_cancel_then_resume(self, painted: Project, case: Case) -> None:
+        count = sum(1 for _ in run(painted, case.config()))
+        run_id = ""
+        for stop_after in range(1, count, max(1, count // case.cancels)):
+            events = run(painted, case.config())
+            for _ in range(stop_after):
+                next(events)
+            events.close()
+            run_id = painted.run_ids()[-1]
+            assert RunRecord.load(painted.run_folder(run_id)).outcome == "cancelled"
+            assert_consistent(painted, run_id)
+        again = list(run(painted, resume=run_id))
+        assert isinstance(again[-1], Finished)
+        assert again[-1].outcome == "finished"
+        assert sorted(slices_of(painted, run_id)) == list(range(16))
+        assert_consistent(painted, run_id)
+
+    def test_stop_keeps_what_there_is(self, painted: Project, case: Case) -> None:
+        seen: list[Event] = []
+        for event in run(painted, case.config(), stop=lambda: sum(isinstance(e, SliceDone) for e in seen) > 2):
+            seen.append(event)
+        assert isinstance(seen[-1], Finished)
+        assert seen[-1].outcome in ("stopped", "finished")
+        assert_consistent(painted, painted.run_ids()[0])
+
+    def test_only_the_range(self, painted: Project, case: Case) -> None:
+        list(run(painted, case.config(range="5:14")))
+        run_id = painted.run_ids()[0]
+        assert sorted(slices_of(painted, run_id)) == list(range(5, 14))
+        sure = labels_of(painted, run_id, "confidence")
+        assert not sure[:5].any()
+        assert not sure[14:].any()
+        assert not labels_of(painted, run_id)[:5].any()
+
+    def test_no_annotated_slice(self, project: Project, case: Case) -> None:
+        with pytest.raises(InputError, match="no annotated slices"):
+            list(run(project, case.config()))
+
+    def test_strokes_in_an_unfinished_slice(self, painted: Project, case: Case) -> None:
+        strokes = np.zeros((64, 64), np.uint8)
+        strokes[10:14, 20:30], strokes[40:44, 20:30] = 1, 255
+        painted.annotation("tiny").write_slice(SliceRef("z", 9), strokes)
+        list(run(painted, case.config()))
+        labels = labels_of(painted, painted.run_ids()[0])[9]
+        assert (labels[strokes == 1] == 1).all()
+        assert (labels[strokes == 255] == 0).all()
+
+    def test_along_another_axis(self, project: Project, case: Case) -> None:
+        rng = np.random.default_rng(0)
+        for index in (10, 30, 50):
+            plane = rng.integers(0, 3, (16, 64)).astype(np.uint8)
+            project.annotation("tiny").write_slice(SliceRef("y", index), plane, complete=True)
+        list(run(project, case.config(range="8:54")))
+        run_id = project.run_ids()[0]
+        assert sorted(slices_of(project, run_id)) == list(range(8, 54))
+        store = run_store(project, project.run_folder(run_id), "prediction", "tiny", "y")
+        target = project.annotation("tiny").supervision(SliceRef("y", 30)).target
+        np.testing.assert_array_equal(store.read(30), target)
