@@ -49,8 +49,8 @@ def make_project(tmp_path: Path) -> Callable[..., Project]:
         for name, indices in slices.items():
             for index in indices:
                 ref = SliceRef(axis, index)  # type: ignore[arg-type]
-                labels = volumes[name].take(index, ref.axis_number)
-                project.annotation(name).write_slice(ref, labels, complete=True)
+                plane: NDArray[np.uint8] = np.take(volumes[name], index, ref.axis_number)
+                project.annotation(name).write_slice(ref, plane, complete=True)
         return project
 
     return make

@@ -60,7 +60,7 @@ def test_nearest(bars: Project) -> None:
 
 def test_wide_pixels(make_project: Callable[..., Project]) -> None:
     # A square, and the same one pixel larger all around; pixels are 4 high and 1 wide. A quarter of the way nothing has
-    # reached a pixel centre. After three quarters the sides have; the corners, 4.1 away from the small square, have not.
+    # reached a pixel centre. After three quarters the sides have; the corners, 4.1 from the small square, have not.
     labels = np.zeros((5, 9, 9), np.uint8)
     labels[0, 3:6, 3:6], labels[4, 2:7, 2:7] = 1, 1
     project = make_project({"v": labels}, {"v": (0, 4)}, voxel_size=(40, 4, 1))

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,6 +28,8 @@ from napari_slicelabel.engine.run import run
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 
@@ -30,12 +40,14 @@ class Case:
     method: str
     settings: dict[str, object] = field(default_factory=dict)
     cancels: int = 5  # at how many events it is cancelled
+    kills: int = 2  # how often it is killed
+    resumes_exactly: bool = False  # whether a killed and resumed run gives the very labels of one that was left alone
 
     def config(self, **values: object) -> MethodConfig:
         return build_config(self.method, {"device": "cpu", **self.settings, **values})
 
 
-TINY_NETWORK = {
+TINY_NETWORK: dict[str, object] = {
     **dict.fromkeys(("iterations", "round_iterations", "fold_iterations", "transfer_iterations"), 2),
     "rounds": 2,
     "width": 8,
@@ -43,7 +55,7 @@ TINY_NETWORK = {
     "crop_px": 32,
 }
 CASES = (
-    Case("interpolate", cancels=30),
+    Case("interpolate", cancels=30, kills=6, resumes_exactly=True),
     Case("self-label", TINY_NETWORK),
 )
 
@@ -131,11 +143,13 @@ class TestContract:
         assert_consistent(painted, run_id)
 
     def test_stop_keeps_what_there_is(self, painted: Project, case: Case) -> None:
-        seen: list[Event] = []
-        for event in run(painted, case.config(), stop=lambda: sum(isinstance(e, SliceDone) for e in seen) > 2):
-            seen.append(event)
-        assert isinstance(seen[-1], Finished)
-        assert seen[-1].outcome in ("stopped", "finished")
+        done: list[SliceDone] = []
+        event: Event | None = None
+        for event in run(painted, case.config(), stop=lambda: len(done) > 2):
+            if isinstance(event, SliceDone):
+                done.append(event)
+        assert isinstance(event, Finished)
+        assert event.outcome in ("stopped", "finished")
         assert_consistent(painted, painted.run_ids()[0])
 
     def test_only_the_range(self, painted: Project, case: Case) -> None:
@@ -171,3 +185,75 @@ class TestContract:
         store = run_store(project, project.run_folder(run_id), "prediction", "tiny", "y")
         target = project.annotation("tiny").supervision(SliceRef("y", 30)).target
         np.testing.assert_array_equal(store.read(30), target)
+
+
+class Runner:
+    """Runs in processes of their own."""
+
+    def __init__(self, requests: IO[str], answers: IO[str]) -> None:
+        self._requests = requests
+        self._answers = answers
+        assert self.answer() == "ready"
+
+    def answer(self) -> str:
+        return self._answers.readline().strip()
+
+    def run(self, **order: object) -> int:
+        """Run as ordered, killed after ``kill_after`` seconds if that is given; return the exit status."""
+        self._requests.write(json.dumps(order) + "\n")
+        self._requests.flush()
+        return int(self.answer())
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[Runner]:
+    script = Path(__file__).with_name("forked_runs.py")
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin
+        assert server.stdout
+        yield Runner(server.stdin, server.stdout)
+        server.stdin.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.method)
+def test_killed_and_resumed(painted: Project, runner: Runner, case: Case) -> None:
+    """SIGKILL at random: the project opens, nothing half-written counts, and a resume ends as if nothing had been."""
+    order: dict[str, object] = {"project": str(painted.path), "method": case.method}
+    order["settings"] = {"device": "cpu", **case.settings}
+    begin = time.monotonic()
+    assert runner.run(**order) == 0
+    whole_run = time.monotonic() - begin
+    untouched = labels_of(painted, painted.run_ids()[0])
+    rng = random.Random(0)
+    killed = 0
+    for _ in range(case.kills):
+        known = set(painted.run_ids())
+        status = runner.run(**order, kill_after=rng.uniform(0, 1) * whole_run)
+        killed += status == -signal.SIGKILL
+        new = sorted(set(painted.run_ids()) - known)
+        if not new or not (painted.run_folder(new[0]) / "run.json").exists():
+            continue  # killed before the run began
+        assert_opens(painted, new[0])
+        again: dict[str, object] = {"project": str(painted.path), "resume": new[0]}
+        runner.run(**again, kill_after=rng.uniform(0, 0.5) * whole_run)
+        assert_opens(painted, new[0])
+        assert runner.run(**again) == 0
+        assert RunRecord.load(painted.run_folder(new[0])).outcome == "finished"
+        assert sorted(slices_of(painted, new[0])) == list(range(16))
+        assert_consistent(painted, new[0])
+        if case.resumes_exactly:
+            np.testing.assert_array_equal(labels_of(painted, new[0]), untouched)
+    assert killed
+
+
+def assert_opens(project: Project, run_id: str) -> None:
+    """The project opens, the record is whole, and the run can be looked at."""
+    reopened = Project.open(project.path)
+    record = RunRecord.load(reopened.run_folder(run_id))
+    assert record.outcome in ("running", "finished")
+    assert not list(reopened.path.glob("*.part.*"))
+    labels_of(reopened, run_id)
+    labels_of(reopened, run_id, "confidence")

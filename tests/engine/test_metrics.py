@@ -59,7 +59,7 @@ class TestSurfaceDistances:
     def test_against_every_pair(self) -> None:
         rng = np.random.default_rng(1)
         prediction, truth = rng.random((2, 4, 6, 5)) > 0.6
-        spacing = np.array([3.0, 1, 2])
+        spacing = (3.0, 1.0, 2.0)
 
         def surface(mask: np.ndarray) -> np.ndarray:
             padded = np.pad(mask, 1)
@@ -67,7 +67,7 @@ class TestSurfaceDistances:
             for axis in range(3):
                 for step in (-1, 1):
                     inner &= np.roll(padded, step, axis)[1:-1, 1:-1, 1:-1]
-            return np.argwhere(mask & ~inner) * spacing
+            return np.asarray(np.argwhere(mask & ~inner) * np.array(spacing))
 
         ours, theirs = surface(prediction), surface(truth)
         pairs = np.linalg.norm(ours[:, None] - theirs[None], axis=-1)

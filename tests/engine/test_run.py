@@ -35,15 +35,12 @@ class FakeConfig(MethodConfig):
     """Nothing of its own."""
 
 
-Propagate = "Callable[[RunContext, FakeConfig], Iterator[Event]]"
-
-
 @pytest.fixture
 def method(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], FakeConfig]:
     """Puts a function into METHODS as ``fake`` and returns a config of it."""
 
     def install(propagate: Any) -> FakeConfig:
-        monkeypatch.setitem(METHODS, "fake", Method("fake", "made for a test", FakeConfig, propagate))  # type: ignore[arg-type]
+        monkeypatch.setitem(METHODS, "fake", Method("fake", "made for a test", FakeConfig, propagate))
         return FakeConfig(device="cpu")
 
     return install
