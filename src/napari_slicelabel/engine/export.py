@@ -100,8 +100,11 @@ class CertainLabels:
 
 
 def _file_for(target: Path, name: str) -> Path:
-    suffix = suffix_of(target, list(WRITERS)) or ""
-    return target.with_name(f"{target.name[: -len(suffix)]}_{name}{target.name[-len(suffix) :]}") if name else target
+    if not name:
+        return target
+    suffix = suffix_of(target, [".ome.zarr", *WRITERS]) or ""
+    stem, ending = target.name[: -len(suffix)], target.name[-len(suffix) :]
+    return target.with_name(f"{stem}_{name}{ending}")
 
 
 def _write_file(project: "Project", record: RunRecord, name: str, path: Path) -> None:
