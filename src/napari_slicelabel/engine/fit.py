@@ -34,6 +34,14 @@ def autocast(device: torch.device) -> AbstractContextManager[None]:
     return context
 
 
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Return the layout of images that convolutions are fastest in on a device.
+
+    On CPUs instance norm copies channels-last images back and forth: a step took 1.3 times as long.
+    """
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
 @dataclass(frozen=True, slots=True)
 class FitConfig:
     """How a network is trained.
@@ -100,7 +108,7 @@ class Trainer:
         self.batch = batch
         self.device = device
         self.step_number = 0
-        self.network = SliceNetwork(network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = SliceNetwork(network).to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
         self._mean = AveragedModel(self.network, multi_avg_fn=_ramped_mean(config.ema), use_buffers=False)
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
@@ -146,7 +154,7 @@ class Trainer:
             group["lr"] = self.config.learning_rate * self.config.rate(self.step_number)
         self.network.train()
         with autocast(self.device):
-            logits = self.network(batch.x)
+            logits = self.network(batch.x.contiguous(memory_format=memory_format(self.device)))
         loss = masked_losses(logits, batch.target, batch.weight, dice_weight=self.config.dice_weight)
         self._optimizer.zero_grad()
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

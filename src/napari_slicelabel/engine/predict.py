@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from napari_slicelabel.engine.fit import autocast
+from napari_slicelabel.engine.fit import autocast, memory_format
 from napari_slicelabel.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -151,6 +151,6 @@ def predict_tile(
     if any(pad):
         tensor = functional.pad(tensor, pad, mode="replicate")
     with autocast(device):
-        logits = network(tensor.contiguous(memory_format=torch.channels_last))
+        logits = network(tensor.contiguous(memory_format=memory_format(device)))
     probability: NDArray[np.float32] = logits[0, :, :height, :width].softmax(0).cpu().numpy()
     return probability

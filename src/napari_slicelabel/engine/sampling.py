@@ -173,7 +173,7 @@ class PlanePool:
         target = shifted[:, 0].to(torch.uint8) - 1
         images = vary_intensity(x[:, : self._image_planes], self.config.augmentation, self._rng)
         x = torch.cat([images, x[:, self._image_planes :]], 1)
-        return Batch(x.contiguous(memory_format=torch.channels_last), target, weight)
+        return Batch(x, target, weight)
 
     def _pick(self, group: "_Group") -> tuple["_Patch", tuple[int, int], tuple[float, float]]:
         """Return a patch, the corner of the window in it, and the centre of the crop in the window."""

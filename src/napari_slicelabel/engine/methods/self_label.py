@@ -161,6 +161,9 @@ class SelfLabelConfig(MethodConfig):
         json_schema_extra={"step": 0.05},
         description="How far training shapes may lean to the truth: 1 = only what other annotated slices say.",
     )
+    shape_mix_high: float = Field(
+        1.0, ge=0.0, le=1.0, json_schema_extra={"step": 0.05}, description="And how far at most from it."
+    )
     calibrate: Literal["auto", "off"] = Field(
         "auto", description="Calibrate confidence on held-out annotated slices where there are at least 3."
     )
@@ -379,7 +382,7 @@ class SelfLabelling:
             crop=(crop[0], crop[1]),
             foreground=config.foreground_share,
             human=config.human_share,
-            shape_mix=(config.shape_mix_low, 1.0),
+            shape_mix=(config.shape_mix_low, config.shape_mix_high),
             augmentation=replace(Augmentation(), flips=flips) if config.augment == "on" else NO_AUGMENTATION,
         )
 
