@@ -56,9 +56,7 @@ VOLUMES: Mapping[str, DevVolume] = {
     "med_spine_t1": DevVolume("med_spine_t1"),
     "vnc_corner": DevVolume("em_vnc_sstem", crop=(slice(None), slice(0, 512), slice(0, 512))),
     "mni152_third": DevVolume("med_mni152_tissue", crop=(slice(50, 102), slice(None), slice(None))),
-    "fib25_corner": DevVolume(
-        "em_fib25_medulla", "labels_membrane", (slice(0, 100), slice(0, 160), slice(0, 160))
-    ),
+    "fib25_corner": DevVolume("em_fib25_medulla", "labels_membrane", (slice(0, 100), slice(0, 160), slice(0, 160))),
 }
 
 
@@ -83,7 +81,9 @@ def every(count: int, depth: int) -> tuple[int, ...]:
 def make_project(folder: Path, image: Volume, truth: Volume, slices: tuple[int, ...]) -> Project:
     """Return a project in which `slices` along z are complete, as in the truth."""
     ids = [int(value) for value in np.unique(truth.read_slice(SliceRef("z", 0)))]
-    ids = sorted({*ids, *(int(v) for z in range(truth.shape[0]) for v in np.unique(truth.read_slice(SliceRef("z", z))))})
+    ids = sorted(
+        {*ids, *(int(v) for z in range(truth.shape[0]) for v in np.unique(truth.read_slice(SliceRef("z", z))))}
+    )
     source = folder / "image.npy"
     np.save(source, np.stack([image.read_slice(SliceRef("z", z))[0, 0] for z in range(image.shape[0])]))
     project = Project.create(

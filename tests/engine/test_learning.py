@@ -76,7 +76,7 @@ def test_shape_classes_must_be_classes() -> None:
 
 
 def test_a_missing_model_is_named(tmp_path: object) -> None:
-    with pytest.raises(MissingFileError, match="network.json"):
+    with pytest.raises(MissingFileError, match=r"network\.json"):
         load_network(tmp_path)  # type: ignore[arg-type]
 
 

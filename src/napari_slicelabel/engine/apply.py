@@ -82,7 +82,12 @@ def apply(model: str | Path, volume: "Volume", out: str | Path, *, device: str =
             store.write(index, _labels(network, PlaneReader(volume, axis, network.config), index, where))
             yield Progress("apply", index + 1, depth, f"{volume.name} {axis}{index}")
         write_labels(
-            target, store.array(), voxel_size=volume.voxel_size, unit=volume.unit, classes=classes, image=_affine(volume, target)
+            target,
+            store.array(),
+            voxel_size=volume.voxel_size,
+            unit=volume.unit,
+            classes=classes,
+            image=_affine(volume, target),
         )
 
 

@@ -112,7 +112,8 @@ def with_temperature(probability: "NDArray[np.float32]", temperature: float) -> 
     if temperature == 1:
         return probability
     powered = np.power(np.maximum(probability, np.float32(_TINY)), np.float32(1 / temperature))
-    return powered / powered.sum(0, keepdims=True)
+    tempered: NDArray[np.float32] = powered / powered.sum(0, keepdims=True)
+    return tempered
 
 
 def expected_dice(
@@ -208,9 +209,9 @@ def _sums(
     """Return hits, areas and masses of every channel; see `expected_dice`."""
     count = len(probability)
     top = np.take_along_axis(probability, best[None], 0)[0]
-    hits = np.bincount(best.ravel(), top.ravel(), count)
+    hits: NDArray[np.float64] = np.bincount(best.ravel(), top.ravel(), count).astype(np.float64)
     areas = np.bincount(best.ravel(), minlength=count).astype(np.float64)
-    masses = probability.reshape(count, -1).sum(1, dtype=np.float64)
+    masses: NDArray[np.float64] = probability.reshape(count, -1).sum(1, dtype=np.float64)
     return hits, areas, masses
 
 

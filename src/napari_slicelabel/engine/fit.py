@@ -157,7 +157,7 @@ class Trainer:
             logits = self.network(batch.x.contiguous(memory_format=memory_format(self.device)))
         loss = masked_losses(logits, batch.target, batch.weight, dice_weight=self.config.dice_weight)
         self._optimizer.zero_grad()
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
         nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP_NORM)
         self._scaler.step(self._optimizer)
@@ -217,6 +217,6 @@ def _ramped_mean(decay: float):  # type: ignore[no-untyped-def]
     def update(means: list[Tensor], values: list[Tensor], count: Tensor) -> None:
         seen = float(count) + 1
         now = min(decay, seen / (9 + seen))
-        torch._foreach_lerp_(means, values, 1 - now)  # noqa: SLF001 - as torch's own averages do
+        torch._foreach_lerp_(means, values, 1 - now)
 
     return update

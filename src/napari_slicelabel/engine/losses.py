@@ -7,9 +7,7 @@ from torch.nn import functional
 IGNORE = 255
 
 
-def masked_losses(
-    logits: Tensor, target: Tensor, weight: Tensor, *, dice_weight: float = 1.0
-) -> Tensor:
+def masked_losses(logits: Tensor, target: Tensor, weight: Tensor, *, dice_weight: float = 1.0) -> Tensor:
     """Return cross-entropy plus soft Dice over the known pixels of a batch.
 
     Parameters

@@ -103,7 +103,7 @@ class PlainEncoder(nn.Module):
         return features
 
 
-class PlainUnet(smp.base.SegmentationModel):
+class PlainUnet(smp.base.SegmentationModel):  # type: ignore[misc]
     """smp's U-Net decoder on `PlainEncoder`, with a skip connection at full resolution."""
 
     requires_divisible_input_shape = True

@@ -71,7 +71,8 @@ class PlaneReader:
     def _normalised(self, block: "NDArray[np.generic]") -> "NDArray[np.float16]":
         scale = self.volume.intensity()
         low, high, mean, std = (
-            np.asarray(values, np.float32)[None, :, None, None] for values in (scale.low, scale.high, scale.mean, scale.std)
+            np.asarray(values, np.float32)[None, :, None, None]
+            for values in (scale.low, scale.high, scale.mean, scale.std)
         )
         values: NDArray[np.float16] = ((np.clip(block.astype(np.float32), low, high) - mean) / std).astype(np.float16)
         return values

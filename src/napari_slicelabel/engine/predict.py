@@ -127,9 +127,7 @@ def with_smaller_tiles(work: "Callable[[int], T]", device: torch.device) -> "T":
 
 
 @torch.inference_mode()
-def predict_tile(
-    network: "SliceNetwork", x: "NDArray[np.float16]", device: torch.device
-) -> "NDArray[np.float32]":
+def predict_tile(network: "SliceNetwork", x: "NDArray[np.float16]", device: torch.device) -> "NDArray[np.float32]":
     """Return class probabilities of a tile.
 
     Parameters

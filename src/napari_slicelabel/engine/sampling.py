@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -186,7 +187,7 @@ class PlanePool:
                 rng.integers(-size // 4, size // 4 + 1) for size in self.config.crop
             ]
         else:
-            patch = group.patches[rng.integers(len(group.patches))]
+            patch = group.patches[int(rng.integers(len(group.patches)))]
             wanted = np.array([rng.integers(size) for size in patch.size])
         corner, centre = [], []
         for axis in (0, 1):
@@ -275,4 +276,4 @@ def _within_budget(planes: Iterator[Plane], budget_bytes: int) -> Iterator[Plane
 
 def _even_parts(size: int) -> list[slice]:
     edges = np.linspace(0, size, max(1, math.ceil(size / TILE_PX)) + 1).round().astype(int)
-    return [slice(int(a), int(b)) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(int(a), int(b)) for a, b in pairwise(edges)]

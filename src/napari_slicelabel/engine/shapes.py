@@ -2,7 +2,7 @@
 
 Geometry and appearance are complementary. The distance to the shapes of neighbouring labelled slices goes into the
 network as further input, and the network is trained on annotated slices whose own shape is mixed with the one
-interpolated from the *other* annotated slices, so that it learns how far to trust geometry from how far geometry is off.
+interpolated from the *other* annotated slices: from how far geometry is off it learns how far to trust it.
 Classes whose place in one slice says nothing about the next are left out (`positional_classes`).
 """
 

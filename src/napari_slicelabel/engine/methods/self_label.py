@@ -1,4 +1,4 @@
-"""Incremental 2D self-labelling (S1): fronts advance from the annotated slices, the network learns from what it labelled.
+"""Incremental 2D self-labelling (S1): fronts advance from annotated slices, the network learns from what it labelled.
 
 After Anderson 2025 (released code: muanderson/Incremental2D-SelfLabel3D), preset ``paper``. Ours, preset ``default``:
 every annotated slice starts two fronts, the network also sees the shapes of the annotated neighbours, pseudo-labels
@@ -10,11 +10,10 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import torch
-from pydantic import Field
+from pydantic import Field, JsonValue
 from torch import Tensor
 
 from napari_slicelabel.data.boxes import AXES, SliceRef
@@ -103,7 +102,11 @@ class SelfLabelConfig(MethodConfig):
         400, ge=1, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps before the first round."
     )
     rounds: int = Field(
-        4, ge=0, le=1000, json_schema_extra={"step": 1}, description="Rounds until the fronts meet; 0: as many as it takes."
+        4,
+        ge=0,
+        le=1000,
+        json_schema_extra={"step": 1},
+        description="Rounds until the fronts meet; 0: as many as it takes.",
     )
     step: int = Field(
         0, ge=0, le=10_000, json_schema_extra={"step": 1}, description="Slices per front and round; 0: from the rounds."
@@ -112,7 +115,11 @@ class SelfLabelConfig(MethodConfig):
         40, ge=0, le=100_000, json_schema_extra={"step": 10}, description="Training steps per round."
     )
     round_epochs: int = Field(
-        0, ge=0, le=1000, json_schema_extra={"step": 1}, description="Passes over all labels per round, instead of steps."
+        0,
+        ge=0,
+        le=1000,
+        json_schema_extra={"step": 1},
+        description="Passes over all labels per round, instead of steps.",
     )
     fresh_optimizer: bool = Field(False, description="Begin every round with a fresh optimiser, as the paper does.")
     accept: Literal["two-sided", "one-sided", "all", "quantile"] = Field(
@@ -124,9 +131,15 @@ class SelfLabelConfig(MethodConfig):
     theta: float = Field(
         0.8, ge=0.5, le=0.99, json_schema_extra={"step": 0.01}, description="Confidence from which a pixel is accepted."
     )
-    refresh: bool = Field(True, description="Predict all slices again: pseudo-labels each round, everything at the end.")
+    refresh: bool = Field(
+        True, description="Predict all slices again: pseudo-labels each round, everything at the end."
+    )
     pseudo_weight: float = Field(
-        0.5, ge=0.0, le=1.0, json_schema_extra={"step": 0.05}, description="Weight of pseudo-labels; human labels have 1."
+        0.5,
+        ge=0.0,
+        le=1.0,
+        json_schema_extra={"step": 0.05},
+        description="Weight of pseudo-labels; human labels have 1.",
     )
     human_share: float = Field(
         0.5, ge=0.0, le=1.0, json_schema_extra={"step": 0.05}, description="Share of crops from human slices."
@@ -178,11 +191,16 @@ class SelfLabelConfig(MethodConfig):
         description="Where shapes are used: training steps of the network for volumes without annotated slices.",
     )
     pool_mb: int = Field(
-        1024, ge=16, le=1_000_000, json_schema_extra={"step": 16}, description="Memory for planes to learn from, in MiB."
+        1024,
+        ge=16,
+        le=1_000_000,
+        json_schema_extra={"step": 16},
+        description="Memory for planes to learn from, in MiB.",
     )
 
 
-class Slot(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Slot:
     """A slice of a volume of the project."""
 
     volume: str
@@ -215,15 +233,13 @@ def propagate(context: "RunContext", config: SelfLabelConfig) -> Iterator[Event]
     -----
     Stages, each with its state on disk at the end: *calibrate* trains one network per fold of held-out annotated slices
     and measures temperature and expected Dice; *fit* trains on the annotated slices; *round k* predicts the next slices
-    of every front, accepts pseudo-labels and trains on; *fill* predicts every slice with the last network, nearest to an
-    annotated slice first. A resume goes on behind the last stage that ended, and in *fill* where it was.
+    of every front, accepts pseudo-labels and trains on; *fill* predicts every slice with the last network, those
+    nearest to an annotated slice first. A resume goes on behind the last stage that ended, and in *fill* where it was.
     """
     yield from SelfLabelling(context, config).run()
 
 
-def front_rounds(
-    annotated: Sequence[int], span: range, rounds: int, step: int
-) -> tuple[tuple[int, ...], ...]:
+def front_rounds(annotated: Sequence[int], span: range, rounds: int, step: int) -> tuple[tuple[int, ...], ...]:
     """Return the slices that each round labels, from the annotated ones outwards.
 
     Parameters
@@ -312,7 +328,10 @@ class SelfLabelling:
         self.network = NetworkConfig(
             encoder=config.encoder,
             encoder_weights=config.encoder_weights,
-            filters=tuple(config.width * factor for factor in ((0.5, 1, 2, 4, 8) if config.encoder == ANDERSON else (1, 2, 4, 6, 8))),
+            filters=tuple(
+                config.width * factor
+                for factor in ((0.5, 1, 2, 4, 8) if config.encoder == ANDERSON else (1, 2, 4, 6, 8))
+            ),
             image_channels=channels.pop(),
             in_slices=self._in_slices(),
             coordinates=config.coordinates == "on",
@@ -335,8 +354,8 @@ class SelfLabelling:
             names = {label_class.id: label_class.name for label_class in self.context.project.classes}
             listed = ", ".join(f"{names.get(value, '?')} ({value})" for value in missing)
             raise InputError(
-                f"no annotated slice along {self.context.axis} shows the class {listed}; paint it in at least one slice,"
-                " or remove the class from the project"
+                f"no annotated slice along {self.context.axis} shows the class {listed}; paint it in at least one"
+                " slice, or remove the class from the project"
             )
 
     def _in_slices(self) -> Literal[1, 3, 5]:
@@ -387,12 +406,16 @@ class SelfLabelling:
         )
 
     def _usual_area(self) -> float:
-        areas = [np.count_nonzero((target > 0) & (target != IGNORE)) for target in map(self._target, self._human_slots())]
+        areas = [
+            np.count_nonzero((target > 0) & (target != IGNORE)) for target in map(self._target, self._human_slots())
+        ]
         return float(np.mean(areas))
 
     def _rounds(self) -> tuple[tuple[Slot, ...], ...]:
         per_volume = {
-            name: front_rounds(self.context.annotated(name), self.context.span(name), self.config.rounds, self.config.step)
+            name: front_rounds(
+                self.context.annotated(name), self.context.span(name), self.config.rounds, self.config.step
+            )
             for name in self.sources
         }
         if self.config.rounds == 0 and self.config.step == 0:
@@ -492,18 +515,29 @@ class SelfLabelling:
         slots = [
             Slot(name, index)
             for name in self.sources
-            for index in sorted(self.context.span(name), key=lambda index: distance_to(index, self.context.annotated(name)))
+            for index in sorted(
+                self.context.span(name), key=lambda index: distance_to(index, self.context.annotated(name))
+            )
             if self.config.refresh or Slot(name, index) not in reached
         ]
         tensors = trainer.state()
         yield from self._fill(trainer.predictor, slots, self.shapes, tensors, filled)
         if self.context.stop():
             return
-        rest = [Slot(name, index) for name in self.context.volumes if name not in self.sources for index in self.context.span(name)]
+        rest = [
+            Slot(name, index)
+            for name in self.context.volumes
+            if name not in self.sources
+            for index in self.context.span(name)
+        ]
         network = trainer.predictor
         if self.network.shape_classes and self.config.transfer_iterations and not self.context.stop():
-            student = self._trainer(self.network.model_copy(update={"shape_classes": ()}), self.config.transfer_iterations)
-            pool = self._pool([slot for slot in slots if slot.index not in self.context.annotated(slot.volume)], student=True)
+            student = self._trainer(
+                self.network.model_copy(update={"shape_classes": ()}), self.config.transfer_iterations
+            )
+            pool = self._pool(
+                [slot for slot in slots if slot.index not in self.context.annotated(slot.volume)], student=True
+            )
             yield from self._train(student, pool, self.config.transfer_iterations, "transfer")
             network = student.predictor
             self._save_model(network)
@@ -528,12 +562,16 @@ class SelfLabelling:
                 saved = time.monotonic()
 
     def _save_model(self, network: SliceNetwork) -> None:
-        classes = [
+        classes: list[JsonValue] = [
             {"id": label_class.id, "name": label_class.name, "color": label_class.color}
             for label_class in self.context.project.classes
         ]
         description = describe(
-            network.config, axis=self.context.axis, classes=classes, temperature=self.calibration.temperature, method=NAME
+            network.config,
+            axis=self.context.axis,
+            classes=classes,
+            temperature=self.calibration.temperature,
+            method=NAME,
         )
         weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
         self.context.save_model(weights, description)
@@ -576,7 +614,9 @@ class SelfLabelling:
             return np.concatenate([probability[:, picked[rows]] for rows, probability in bands], axis=1)
 
         others = [index for index in self.context.annotated(slot.volume) if index not in without]
-        distance = distance_to(slot.index, others) if others else self.context.volume(slot.volume).depth(self.context.axis)
+        distance = (
+            distance_to(slot.index, others) if others else self.context.volume(slot.volume).depth(self.context.axis)
+        )
         return HeldOut(with_smaller_tiles(work, self.context.device), target[picked], distance)
 
     # -- reading and writing slices -----------------------------------------------------------------------------------
@@ -639,9 +679,7 @@ class SelfLabelling:
             score=self.calibration.corrected(labelled.expected, self._distance(slot)),
         )
 
-    def _pool(
-        self, machine: Sequence[Slot], *, without: Sequence[Slot] = (), student: bool = False
-    ) -> PlanePool:
+    def _pool(self, machine: Sequence[Slot], *, without: Sequence[Slot] = (), student: bool = False) -> PlanePool:
         """Return the planes to learn from: human slices, then pseudo-labels, each in random order.
 
         Parameters
@@ -656,7 +694,9 @@ class SelfLabelling:
         config = self.config
         network = self.network.model_copy(update={"shape_classes": ()}) if student else self.network
         human = [slot for slot in self._human_slots() if slot not in set(without)]
-        shuffled = [[slots[number] for number in self.context.rng.permutation(len(slots))] for slots in (human, list(machine))]
+        shuffled = [
+            [slots[number] for number in self.context.rng.permutation(len(slots))] for slots in (human, list(machine))
+        ]
 
         def planes() -> Iterator[Plane]:
             for slot in shuffled[0]:
