@@ -322,9 +322,11 @@ class TestResume:
         path = painted.run_folder(run_id) / "events.jsonl"
         with path.open("a") as file:
             file.write('{"event": "SliceDone", "volume": "ti')
+        (path.parent / "prediction" / ".1234.part.tiny.zarr").mkdir()
         assert len(list(read_events(path))) == 6
         list(run(painted, resume=run_id))
         assert all(json.loads(line) for line in path.read_text().splitlines())
+        assert not list(path.parent.rglob("*.part.*"))
 
     def test_damaged_line(self, painted: Project, method: Any) -> None:
         list(run(painted, method(fill)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from napari_slicelabel.data.boxes import AXES, Axis
-from napari_slicelabel.data.files import storage_errors
+from napari_slicelabel.data.files import remove, storage_errors
 from napari_slicelabel.engine.config import MethodConfig, build_config, unknown
 from napari_slicelabel.engine.context import RunContext, needs_review
 from napari_slicelabel.engine.events import Event, Finished, Metric, Outcome, SliceDone, Started
@@ -237,6 +237,7 @@ class _Session:
         self._before = self.record.seconds
         self._stopped = False
         self._metrics: dict[str, float] = {}
+        _sweep(self.folder)
         path = self.folder / JOURNAL_NAME
         earlier = [event for event in read_events(path) if isinstance(event, SliceDone)]
         self._journal = Journal(path)
@@ -353,6 +354,12 @@ def _device_errors() -> Iterator[None]:
         raise DeviceError(
             "the GPU's memory is full; close what else uses it, choose smaller crops or batches, or device=cpu"
         ) from error
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed part of the run left half-written, under the temporary names of `data.files`."""
+    for leftover in [*folder.glob(".*.part.*"), *folder.glob("*/.*.part.*")]:
+        remove(leftover)
 
 
 def _tried(step: Callable[[], None]) -> Exception | None:
