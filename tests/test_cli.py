@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,6 @@ from napari_slicelabel.engine.events import Finished, Progress, SliceDone, Start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from napari_slicelabel.data.samples import Sample
     from napari_slicelabel.engine.events import Event
@@ -358,6 +358,25 @@ def test_export_refuses(finished: tuple[Path, str], tmp_path: Path, slicelabel: 
     assert_refused(slicelabel("export", path, "--run", run_id, "--to", tmp_path / "a.jpeg"), "a.jpeg", ".tif")
     assert slicelabel("export", path, "--run", run_id, "--to", tmp_path / "Dataset001_tiny").code == 0
     assert (tmp_path / "Dataset001_tiny" / "dataset.json").is_file()
+
+
+_LEAST = ("iterations", "rounds", "round_iterations", "batch", "transfer_iterations")
+
+
+def test_a_model_is_trained_and_applied(
+    painted: Path, tmp_path: Path, image_file: Path, slicelabel: Callable[..., Answer]
+) -> None:
+    least = [word for name in _LEAST for word in ("--set", f"{name}=1")]
+    trained = slicelabel("run", painted, "--method", "self-label", *least, "--set", "calibrate=off", "--device", "cpu")
+    assert trained.code == 0
+    model, out = Path(trained.json["folder"]) / "model", tmp_path / "applied.tif"
+    command = ["apply", model, image_file, "--out", out, "--device", "cpu"]
+    assert slicelabel(*command).json["written"] == str(out)
+    from napari_slicelabel.data.formats import open_labels
+
+    assert open_labels(out).shape == (16, 64, 64)
+    assert_refused(slicelabel(*command), "already exists", "--force")
+    assert slicelabel(*command, "--force").code == 0
 
 
 def test_apply_refuses(tmp_path: Path, image_file: Path, slicelabel: Callable[..., Answer]) -> None:

@@ -350,6 +350,7 @@ def apply(
     axes: str | None = None,
     voxel_size: VoxelSize = None,
     unit: str | None = None,
+    force: Flag = False,
 ) -> None:
     """Label another image with the model of a finished run, out of core.
 
@@ -369,10 +370,14 @@ def apply(
         As for `new`.
     unit
         As for `new`.
+    force
+        Replace a file that exists.
     """
     from napari_slicelabel.data.formats import open_volume
     from napari_slicelabel.engine.apply import apply as predict
 
+    if out.exists() and not force:
+        raise InputError(f"{out} already exists; choose another name, or use --force to replace it")
     opened = open_volume(image, axes=axes, voxel_size=voxel_size, unit=unit)
     for _ in follow(predict(model, opened, out, device=device)):
         pass
