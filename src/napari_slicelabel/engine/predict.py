@@ -22,6 +22,7 @@ T = TypeVar("T")
 TILE_PX = 1024
 OVERLAP_PX = 96
 _SMALLEST_TILE_PX = 128
+_MIRRORS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 
 
 class Band(NamedTuple):
@@ -142,13 +143,19 @@ def predict_tile(network: "SliceNetwork", x: "NDArray[np.float16]", device: torc
     Returns
     -------
     ndarray of shape (classes + 1, h, w), float32
+        With ``mirror`` in the network's config the mean over four mirror images.
     """
     height, width = x.shape[1:]
     pad = (0, -width % network.stride, 0, -height % network.stride)
     tensor: Tensor = torch.from_numpy(x).to(device).float()[None]
     if any(pad):
         tensor = functional.pad(tensor, pad, mode="replicate")
-    with autocast(device):
-        logits = network(tensor.contiguous(memory_format=memory_format(device)))
-    probability: NDArray[np.float32] = logits[0, :, :height, :width].softmax(0).cpu().numpy()
+    # one after the other: four times the memory would be needed at once
+    total = torch.zeros((), device=device)
+    for dims in _MIRRORS if network.config.mirror else _MIRRORS[:1]:
+        with autocast(device):
+            logits = network(tensor.flip(dims).contiguous(memory_format=memory_format(device)))
+        total = total + logits.softmax(1).flip(dims)
+    probability: NDArray[np.float32] = total[0, :, :height, :width].cpu().numpy()
+    probability /= probability.sum(0, keepdims=True)
     return probability

@@ -78,6 +78,7 @@ class SelfLabelConfig(MethodConfig):
             "human_share": 0.0,
             "foreground_share": 0.0,
             "augment": "off",
+            "mirror": "off",
             "calibrate": "off",
         },
     }
@@ -166,6 +167,9 @@ class SelfLabelConfig(MethodConfig):
     flips: Literal["auto", "on", "off"] = Field(
         "auto",
         description="Mirror and rotate crops by 90 degrees; auto: where most classes have no fixed place.",
+    )
+    mirror: Literal["auto", "on", "off"] = Field(
+        "auto", description="Predict the mean over four mirror images; auto: where crops were mirrored to train on."
     )
     shape_mix_low: float = Field(
         0.6,
@@ -325,6 +329,7 @@ class SelfLabelling:
         self._check_classes()
         everything = self._shapes(context.class_ids)
         shape_classes = self._shape_classes(list(everything.values()))
+        flips = self._flips(shape_classes)
         self.network = NetworkConfig(
             encoder=config.encoder,
             encoder_weights=config.encoder_weights,
@@ -337,9 +342,10 @@ class SelfLabelling:
             coordinates=config.coordinates == "on",
             classes=context.class_ids,
             shape_classes=shape_classes,
+            mirror=config.mirror == "on" or (config.mirror == "auto" and flips and config.augment == "on"),
         )
         self.shapes = self._shapes(shape_classes)
-        self.sampling = self._sampling_config()
+        self.sampling = self._sampling_config(flips=flips)
         self.usual_area = self._usual_area()
         self.rounds = self._rounds()
 
@@ -387,15 +393,17 @@ class SelfLabelling:
             return self.context.class_ids
         return positional_classes(sources, np.random.default_rng(self.config.seed))
 
-    def _sampling_config(self) -> SamplingConfig:
+    def _flips(self, shape_classes: tuple[int, ...]) -> bool:
+        if self.config.flips != "auto":
+            return self.config.flips == "on"
+        return 2 * len(shape_classes) < len(self.context.class_ids)
+
+    def _sampling_config(self, *, flips: bool) -> SamplingConfig:
         config = self.config
         sizes = [self.context.volume(name).plane_shape(self.context.axis) for name in self.sources]
         crop = tuple(
             min(config.crop_px, math.ceil(max(size[axis] for size in sizes) / OUTPUT_STRIDE) * OUTPUT_STRIDE)
             for axis in (0, 1)
-        )
-        flips = config.flips == "on" or (
-            config.flips == "auto" and 2 * len(self.network.shape_classes) < len(self.network.classes)
         )
         return SamplingConfig(
             crop=(crop[0], crop[1]),
