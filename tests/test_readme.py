@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+# The commands are those of the README but for this: training in earnest would take minutes.
+HARDLY_TRAINED = "--device cpu " + " ".join(
+    f"--set {name}=1"
+    for name in ("iterations", "rounds", "round_iterations", "fold_iterations", "transfer_iterations", "batch")
+)
 _BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 
 
@@ -52,7 +57,9 @@ def test_worked_example(workplace: Path) -> None:
     example = README.partition("<!-- worked example")[2].partition("<!-- end of the worked example")[0]
     commands = blocks(example, "bash")
     assert len(commands) >= 6
-    shell("\n".join(commands), workplace)
+    script = "\n".join(commands)
+    assert "--method self-label" in script
+    shell(script.replace("--method self-label", f"--method self-label {HARDLY_TRAINED}"), workplace)
     assert (workplace / "labels.ome.zarr").is_dir()
     for code in blocks(README, "python"):
         result = subprocess.run(
