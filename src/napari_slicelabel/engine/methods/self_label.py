@@ -500,7 +500,7 @@ class SelfLabelling:
         reached = [slot for slots in self.rounds[:number] for slot in slots]
         todo = (reached if self.config.refresh else []) + list(self.rounds[number])
         for count, slot in enumerate(todo, 1):
-            labelled = self._label(trainer.predictor, slot, self.shapes)
+            labelled = self._label(trainer.predictor, slot, self.shapes, mirror=False)
             self.context.write_accepted(slot.volume, slot.index, accepted(labelled, self.config))
             yield self._write(slot, labelled, stage)
             yield Progress(stage, count, len(todo), f"{slot.volume} {self.context.axis}{slot.index}")
@@ -661,13 +661,13 @@ class SelfLabelling:
             found = np.zeros((len(network.shape_classes), *size), np.float16)
         return found
 
-    def _label(self, network: SliceNetwork, slot: Slot, shapes: dict[str, Shapes]) -> Labelled:
+    def _label(self, network: SliceNetwork, slot: Slot, shapes: dict[str, Shapes], *, mirror: bool = True) -> Labelled:
         shape = self.context.volume(slot.volume).plane_shape(self.context.axis)
         read = self._reader(network, slot, shapes)
         temperature = self.calibration.temperature_at(self._distance(slot))
 
         def work(tile: int) -> Labelled:
-            bands = predict_bands(network, read, shape, self.context.device, tile=tile)
+            bands = predict_bands(network, read, shape, self.context.device, tile=tile, mirror=mirror)
             return label(bands, shape, len(network.config.classes), temperature, self.usual_area)
 
         return with_smaller_tiles(work, self.context.device)
