@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+from benchmarks.document import REPOSITORY, read_results, spread, write_section
+from napari_slicelabel.engine.methods.self_label import SelfLabelConfig
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-DOCUMENT = REPOSITORY / "docs" / "benchmarks.md"
-MARKS = ("<!-- quality: begin -->", "<!-- quality: end -->")
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CHECKED = ("em_vnc_sstem", "med_mni152_tissue", "med_itksnap_mricrop", "med_abide_subcortical", "em_fib25_medulla")
 
 # The annotated slices alone, the same network, the same number of steps: what self-labelling must beat.
-STEPS = 400
+DEFAULT = SelfLabelConfig()
+STEPS = DEFAULT.iterations + DEFAULT.rounds * DEFAULT.round_iterations
 ARMS: dict[str, tuple[str, dict[str, object]]] = {
     "interpolate": ("interpolate", {}),
     "annotated only": (
@@ -92,20 +92,6 @@ def run_job(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
     return {**json.loads(process.stdout.splitlines()[-1]), "arm": job.arm}
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the results that are there."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
-def spread(values: Iterable[float]) -> str:
-    """Return mean and standard deviation, ``.734 ± .005``; the mean alone of one value."""
-    numbers = [value for value in values if value is not None]
-    if not numbers:
-        return "-"
-    mean = f"{np.mean(numbers):.3f}".removeprefix("0")
-    return mean if len(numbers) == 1 else f"{mean} ± {np.std(numbers, ddof=1):.3f}".replace("± 0.", "± .")
-
-
 def table(results: list[dict[str, Any]]) -> str:
     """Return the results as a Markdown table."""
     groups: dict[tuple[str, int, str], list[dict[str, Any]]] = defaultdict(list)
@@ -127,14 +113,6 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write(text: str) -> None:
-    """Put the table into docs/benchmarks.md, between its marks."""
-    document = DOCUMENT.read_text(encoding="utf-8")
-    before, rest = document.split(MARKS[0])
-    _, after = rest.split(MARKS[1])
-    DOCUMENT.write_text(f"{before}{MARKS[0]}\n{text}\n{MARKS[1]}{after}", encoding="utf-8")
-
-
 def main() -> None:
     """Run what is missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,7 +126,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("quality.jsonl"))
     parser.add_argument("--no-table", action="store_true", help="leave docs/benchmarks.md alone")
     arguments = parser.parse_args()
-    have = {(r["volume"], r["every"], r["arm"], r["seed"]) for r in read(arguments.results)}
+    have = {(r["volume"], r["every"], r["arm"], r["seed"]) for r in read_results(arguments.results)}
     todo = [job for job in jobs(arguments) if job.key() not in have]
     with ThreadPoolExecutor(arguments.parallel) as pool, arguments.results.open("a", encoding="utf-8") as file:
         for future in as_completed([pool.submit(run_job, job, arguments) for job in todo]):
@@ -157,7 +135,7 @@ def main() -> None:
             file.flush()
             sys.stderr.write(f"{result['volume']} {result['arm']} seed {result['seed']}: {result['dice']:.3f}\n")
     if not arguments.no_table:
-        write(table(read(arguments.results)))
+        write_section("quality", table(read_results(arguments.results)))
 
 
 if __name__ == "__main__":

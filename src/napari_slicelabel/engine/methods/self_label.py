@@ -100,10 +100,10 @@ class SelfLabelConfig(MethodConfig):
         " whose place in one annotated slice tells where they are in the next.",
     )
     iterations: int = Field(
-        400, ge=1, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps before the first round."
+        320, ge=1, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps before the first round."
     )
     rounds: int = Field(
-        4,
+        3,
         ge=0,
         le=1000,
         json_schema_extra={"step": 1},
@@ -113,7 +113,7 @@ class SelfLabelConfig(MethodConfig):
         0, ge=0, le=10_000, json_schema_extra={"step": 1}, description="Slices per front and round; 0: from the rounds."
     )
     round_iterations: int = Field(
-        40, ge=0, le=100_000, json_schema_extra={"step": 10}, description="Training steps per round."
+        30, ge=0, le=100_000, json_schema_extra={"step": 10}, description="Training steps per round."
     )
     round_epochs: int = Field(
         0,
@@ -136,14 +136,14 @@ class SelfLabelConfig(MethodConfig):
         True, description="Predict all slices again: pseudo-labels each round, everything at the end."
     )
     pseudo_weight: float = Field(
-        0.5,
+        0.3,
         ge=0.0,
         le=1.0,
         json_schema_extra={"step": 0.05},
         description="Weight of pseudo-labels; human labels have 1.",
     )
     human_share: float = Field(
-        0.5, ge=0.0, le=1.0, json_schema_extra={"step": 0.05}, description="Share of crops from human slices."
+        0.75, ge=0.0, le=1.0, json_schema_extra={"step": 0.05}, description="Share of crops from human slices."
     )
     batch: int = Field(8, ge=1, le=512, json_schema_extra={"step": 1}, description="Crops per step.")
     crop_px: int = Field(
@@ -172,20 +172,20 @@ class SelfLabelConfig(MethodConfig):
         "auto", description="Predict the mean over four mirror images; auto: where crops were mirrored to train on."
     )
     shape_mix_low: float = Field(
-        0.6,
+        0.4,
         ge=0.0,
         le=1.0,
         json_schema_extra={"step": 0.05},
         description="How far training shapes may lean to the truth: 1 = only what other annotated slices say.",
     )
     shape_mix_high: float = Field(
-        1.0, ge=0.0, le=1.0, json_schema_extra={"step": 0.05}, description="And how far at most from it."
+        0.8, ge=0.0, le=1.0, json_schema_extra={"step": 0.05}, description="And how far at most from it."
     )
     calibrate: Literal["auto", "off"] = Field(
         "auto", description="Calibrate confidence on held-out annotated slices where there are at least 3."
     )
     fold_iterations: int = Field(
-        120, ge=1, le=100_000, json_schema_extra={"step": 10}, description="Training steps per held-out fold."
+        80, ge=1, le=100_000, json_schema_extra={"step": 10}, description="Training steps per held-out fold."
     )
     transfer_iterations: int = Field(
         100,
