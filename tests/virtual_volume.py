@@ -1,6 +1,7 @@
 """The whole loop on a volume of 200 GB whose voxels are computed when they are read; prints peak memory in MB.
 
-Run by test_large.py in a process of its own, since peak memory is that of a process.
+``python tests/virtual_volume.py FOLDER [START:STOP]``; without a range 100:140, of which test_large.py takes a part. A
+process of its own, since peak memory is that of a process.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def command(*words: str) -> Any:
     return json.loads(printed.getvalue())
 
 
-def loop(folder: Path) -> None:
-    """Go through new, select, annotate and run."""
+def loop(folder: Path, span: str) -> None:
+    """Go through new, select, annotate and run on some slices."""
     image, labels = folder / "image.npy", folder / "labels.npy"
     for path in (image, labels):
         path.touch()
@@ -65,7 +66,7 @@ def loop(folder: Path) -> None:
     assert len(chosen["order"]) == 5
     command("annotate", project, "--labels", str(labels), "--slices", "102,120,138")
     settings = {
-        "range": "100:140",
+        "range": span,
         **dict.fromkeys(("iterations", "round_iterations", "fold_iterations", "transfer_iterations"), 2),
         "rounds": 1,
         "width": 8,
@@ -89,5 +90,5 @@ if __name__ == "__main__":
         mock.patch.object(project_module, "open_volume", virtual),
         mock.patch("napari_slicelabel.data.formats.open_labels", virtual),
     ):
-        loop(Path(sys.argv[1]))
+        loop(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "100:140")
     sys.stdout.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}\n")

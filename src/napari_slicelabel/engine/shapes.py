@@ -6,9 +6,9 @@ interpolated from the *other* annotated slices: from how far geometry is off it 
 Classes whose place in one slice says nothing about the next are left out (`positional_classes`).
 """
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 RADIUS_PX = 16.0
 """Signed distances are cut there and divided by it."""
 
-POSITIONAL_AUC = 0.72
+POSITIONAL_AUC = 0.75
 """A class is positional from this area under the curve on. Chosen on the dev volumes: see docs/benchmarks.md."""
 
-# What one pair may be off by; a class of a single pair is lost for good if it is wrongly left out.
-_DOUBT = 0.1
+# How many pairs of slices the mean over all classes counts for: a class that few pairs show is taken for like the rest.
+_PRIOR_PAIRS = 2
 
 _SAMPLE_PIXELS = 20_000
 _KEPT_PLANES = 4
@@ -118,19 +118,27 @@ def positional_classes(sources: Sequence[Shapes], rng: np.random.Generator) -> t
     tuple of int
         Label values. A class is left out when, over the pairs of consecutive annotated slices that both hold it, the
         distance to it in one slice ranks its pixels in the other with an area under the curve below `POSITIONAL_AUC`:
-        membranes and scattered particles are everywhere near each other. Few pairs count in favour of a class, and
-        one of which no such pair exists stays in. Empty when no volume has two anchors.
+        membranes and scattered particles are everywhere near each other. The mean area over all classes counts like two
+        pairs more, so that a class seen in one pair goes with the others. Empty when no two consecutive annotated
+        slices share a class.
     """
-    if not any(len(source.anchors) > 1 for source in sources):
+    areas = [_area_and_pairs(sources, channel, rng) for channel in range(len(sources[0].classes))]
+    known = [area for area, pairs in areas if pairs]
+    if not known:
         return ()
-    classes = sources[0].classes
-    return tuple(value for channel, value in enumerate(classes) if _is_positional(sources, channel, rng))
+    mean = float(np.mean(known))
+    return tuple(
+        value
+        for value, (area, pairs) in zip(sources[0].classes, areas, strict=True)
+        if (pairs * area + _PRIOR_PAIRS * mean) / (pairs + _PRIOR_PAIRS) >= POSITIONAL_AUC
+    )
 
 
-def _is_positional(sources: Sequence[Shapes], channel: int, rng: np.random.Generator) -> bool:
+def _area_and_pairs(sources: Sequence[Shapes], channel: int, rng: np.random.Generator) -> tuple[float, int]:
+    """Return how well the shape in one annotated slice finds the class in the next, and over how many pairs."""
     distances, inside = [], []
     for source in sources:
-        for first, second in zip(source.anchors, source.anchors[1:], strict=False):
+        for first, second in pairwise(source.anchors):
             planes = source.at(first)[channel], source.at(second)[channel]
             if not all((plane > 0).any() for plane in planes):
                 continue
@@ -138,11 +146,8 @@ def _is_positional(sources: Sequence[Shapes], channel: int, rng: np.random.Gener
             for here, there in (planes, planes[::-1]):
                 distances.append(here.ravel()[pick].astype(np.float32))
                 inside.append(there.ravel()[pick] > 0)
-    if not inside:
-        return True
-    area = _area_under_curve(np.concatenate(distances), np.concatenate(inside))
-    pairs = len(inside) / 2
-    return area is None or area + _DOUBT / math.sqrt(pairs) >= POSITIONAL_AUC
+    area = _area_under_curve(np.concatenate(distances), np.concatenate(inside)) if inside else None
+    return (0.0, 0) if area is None else (area, len(inside) // 2)
 
 
 def _area_under_curve(score: "NDArray[np.float32]", positive: "NDArray[np.bool_]") -> float | None:
