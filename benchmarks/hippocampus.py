@@ -8,22 +8,19 @@ steps; preset ``default``. The table goes to docs/benchmarks.md.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from benchmarks.document import REPOSITORY, read_results, spread, write_section
+from benchmarks.document import read_results, spread, write_section
+from benchmarks.jobs import apart, collect
 from benchmarks.runs import DATA
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.data.project import Project
@@ -69,9 +66,8 @@ def settings(arm: str, depths: list[int]) -> dict[str, object]:
     return paper
 
 
-def measure(arm: str, seed: int, threads: int) -> dict[str, Any]:
+def measure(arm: str, seed: int) -> dict[str, Any]:
     """Return the scores of one arm with one seed."""
-    torch.set_num_threads(threads)
     trained, tested = split(seed)
     with np.load(SOURCE) as file, tempfile.TemporaryDirectory() as folder:
         truths = {case: file[f"labels_{case}"] for case in (*trained, *tested)}
@@ -160,26 +156,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
     parser.add_argument("--results", type=Path, default=Path("hippocampus.jsonl"))
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one:
-        sys.stdout.write(json.dumps(measure(**json.loads(arguments.one), threads=arguments.threads)))
-        return
     have = {(result["arm"], result["seed"]) for result in read_results(arguments.results)}
     todo = [(arm, seed) for seed, arm in product(range(arguments.seeds), arguments.arms) if (arm, seed) not in have]
 
-    def start(arm: str, seed: int) -> str:
-        order = json.dumps({"arm": arm, "seed": seed})
-        command = [sys.executable, "-m", "benchmarks.hippocampus", "--one", order, "--threads", str(arguments.threads)]
-        process = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-        if process.returncode:
-            raise RuntimeError(f"{arm}, seed {seed} failed:\n{process.stderr[-2000:]}")
-        return process.stdout
-
-    with ThreadPoolExecutor(arguments.parallel) as pool, arguments.results.open("a", encoding="utf-8") as file:
-        for future in as_completed([pool.submit(start, *job) for job in todo]):
-            file.write(future.result() + "\n")
-            file.flush()
+    jobs = [
+        partial(apart, "benchmarks.hippocampus:measure", {"arm": arm, "seed": seed}, arguments.threads)
+        for arm, seed in todo
+    ]
+    collect(jobs, arguments.results, arguments.parallel)
     write_section("hippocampus", table(read_results(arguments.results)))
 
 

@@ -8,19 +8,18 @@ docs/benchmarks.md.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.document import REPOSITORY, read_results, spread, write_section
+from benchmarks.document import read_results, spread, write_section
+from benchmarks.jobs import apart, collect
+from benchmarks.runs import MEASURE
 from napari_slicelabel.engine.methods.self_label import SelfLabelConfig
 
 if TYPE_CHECKING:
@@ -71,25 +70,11 @@ def jobs(arguments: argparse.Namespace) -> Iterator[Job]:
 
 def run_job(job: Job, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the result of a run in a process of its own."""
-    code = (
-        "import json, sys, torch; from benchmarks.runs import measure; a = json.loads(sys.argv[1]);"
-        " torch.set_num_threads(a.pop('threads')); print(json.dumps(measure(**a)))"
-    )
     method, settings = ARMS[job.arm]
-    order = {
-        "name": job.volume,
-        "interval": job.every,
-        "method": method,
-        "settings": {**settings, "device": arguments.device} if method != "interpolate" else settings,
-        "seed": job.seed,
-        "threads": arguments.threads,
-    }
-    process = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(order)], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-    if process.returncode:
-        raise RuntimeError(f"{job} failed:\n{process.stderr[-2000:]}")
-    return {**json.loads(process.stdout.splitlines()[-1]), "arm": job.arm}
+    if method != "interpolate":
+        settings = {**settings, "device": arguments.device}
+    order = {"name": job.volume, "interval": job.every, "method": method, "settings": settings, "seed": job.seed}
+    return {**apart(MEASURE, order, arguments.threads), "arm": job.arm}
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -128,12 +113,7 @@ def main() -> None:
     arguments = parser.parse_args()
     have = {(r["volume"], r["every"], r["arm"], r["seed"]) for r in read_results(arguments.results)}
     todo = [job for job in jobs(arguments) if job.key() not in have]
-    with ThreadPoolExecutor(arguments.parallel) as pool, arguments.results.open("a", encoding="utf-8") as file:
-        for future in as_completed([pool.submit(run_job, job, arguments) for job in todo]):
-            result = future.result()
-            file.write(json.dumps(result) + "\n")
-            file.flush()
-            sys.stderr.write(f"{result['volume']} {result['arm']} seed {result['seed']}: {result['dice']:.3f}\n")
+    collect([partial(run_job, job, arguments) for job in todo], arguments.results, arguments.parallel)
     if not arguments.no_table:
         write_section("quality", table(read_results(arguments.results)))
 

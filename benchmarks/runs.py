@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 DATA = Path(os.environ.get("SLICELABEL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
+MEASURE = "benchmarks.runs:measure"
+
+
 @dataclass(frozen=True)
 class DevVolume:
     """A labelled volume, or a part of one.
