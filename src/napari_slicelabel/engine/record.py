@@ -83,7 +83,7 @@ class RunRecord(BaseModel):
 def versions() -> dict[str, str]:
     """Return the versions that may change a result, by name."""
     found = {"python": platform.python_version()}
-    for name in ("napari-slicelabel", "torch", "numpy", "scipy", "zarr", "monai", "segmentation-models-pytorch"):
+    for name in ("napari-slicelabel", "torch", "numpy", "scipy", "zarr", "segmentation-models-pytorch"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
