@@ -1,0 +1,211 @@
+"""Max cover: the lazy search against the plain one, and what theory promises."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from napari_slicelabel.engine.select.coverage import NORM, Cover, GainBounds, Similarities, greedy_cover
+from napari_slicelabel.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FULL = NORM**2
+
+# few different values: ties, rows of zeros and rows that are alike are common
+features = st.tuples(st.integers(1, 40), st.integers(1, 5)).flatmap(
+    lambda shape: arrays(np.float32, shape, elements=st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0]))
+)
+
+
+def matrix(similarities: Similarities) -> NDArray[np.int64]:
+    return similarities.to_all(np.arange(len(similarities))).astype(np.int64)
+
+
+def plain(sims: NDArray[np.int64], budget: int, annotated: tuple[int, ...] = ()) -> list[int]:
+    """Greedy search as the paper writes it, in whole numbers."""
+    best = np.zeros(len(sims), np.int64)
+    for index in annotated:
+        best = np.maximum(best, sims[index])
+    picked: list[int] = []
+    while len(picked) < min(budget, len(sims) - len(set(annotated))):
+        gains = {i: np.maximum(sims[i] - best, 0).sum() for i in range(len(sims)) if i not in (*picked, *annotated)}
+        pick = min(gains, key=lambda i: (-gains[i], i))
+        best = np.maximum(best, sims[pick])
+        picked.append(pick)
+    return picked
+
+
+def value(sims: NDArray[np.int64], chosen: tuple[int, ...]) -> int:
+    return int(sims[list(chosen)].max(0).sum()) if chosen else 0
+
+
+@given(features, st.data())
+def test_the_picks_are_those_of_the_plain_search(rows: NDArray[np.float32], data: st.DataObject) -> None:
+    similarities = Similarities(rows)
+    annotated = tuple(data.draw(st.sets(st.integers(0, len(rows) - 1), max_size=3)))
+    budget = data.draw(st.integers(0, len(rows) + 2))
+    cover = greedy_cover(similarities, budget, annotated=annotated)
+    assert list(cover.order) == plain(matrix(similarities), budget, annotated)
+
+
+@pytest.mark.parametrize("reach", [0.0, 15.0])
+def test_the_picks_are_those_of_the_plain_search_on_a_long_stack(reach: float) -> None:
+    rng = np.random.default_rng(0)
+    rows = np.cumsum(rng.normal(size=(700, 24)), 0) + rng.normal(size=(700, 24))
+    similarities = Similarities(rows, positions=np.arange(700.0), reach=reach)
+    assert list(greedy_cover(similarities, 12).order) == plain(matrix(similarities), 12)
+
+
+@given(features)
+def test_gains_never_rise_and_add_up(rows: NDArray[np.float32]) -> None:
+    similarities = Similarities(rows)
+    cover = greedy_cover(similarities, len(rows), annotated=(0,))
+    assert all(a >= b - 1e-12 for a, b in zip(cover.gains, cover.gains[1:], strict=False))
+    assert all(a <= b for a, b in zip(cover.coverage, cover.coverage[1:], strict=False))
+    assert cover.start + sum(cover.gains) == pytest.approx((*cover.coverage, cover.start)[len(cover.order) - 1])
+    assert len(cover.order) == len(rows) - 1
+    assert 0 not in cover.order
+
+
+@given(features, st.data())
+def test_bounds_hold(rows: NDArray[np.float32], data: st.DataObject) -> None:
+    sims = matrix(Similarities(rows))
+    chosen = data.draw(st.sets(st.integers(0, len(rows) - 1), max_size=4))
+    best = sims[sorted(chosen)].max(0) if chosen else np.zeros(len(rows), np.int64)
+    gains = np.maximum(sims - best, 0).sum(1)
+    bounds = Similarities(rows).bounds().gains(best.astype(np.float32))
+    assert (bounds >= gains).all()
+
+
+def test_bounds_are_of_use() -> None:
+    """Where slices change slowly hardly any gain has to be measured twice."""
+    angle = np.linspace(0, np.pi, 2000)
+    looked: list[int] = []
+
+    class Counting(Similarities):
+        def to_all(self, indices: NDArray[np.integer]) -> NDArray[np.float32]:
+            looked.append(len(indices))
+            return super().to_all(indices)
+
+    greedy_cover(Counting(np.stack([np.cos(angle), np.sin(angle)], 1)), 10)
+    assert sum(looked) < 2 * 2000
+    assert isinstance(Similarities(np.eye(3)).bounds(), GainBounds)
+
+
+@given(st.data())
+def test_it_is_never_worse_than_theory_allows(data: st.DataObject) -> None:
+    rows = data.draw(arrays(np.float32, (8, 3), elements=st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0])))
+    similarities = Similarities(rows)
+    sims = matrix(similarities)
+    budget = data.draw(st.integers(1, 4))
+    found = value(sims, greedy_cover(similarities, budget).order)
+    optimum = max(value(sims, chosen) for chosen in combinations(range(8), budget))
+    assert found >= (1 - 1 / np.e) * optimum
+
+
+@given(features, st.randoms(use_true_random=False))
+def test_order_of_the_slices_changes_nothing_but_ties(rows: NDArray[np.float32], random: object) -> None:
+    permutation = np.random.default_rng(random.randrange(2**32)).permutation(len(rows))  # type: ignore[attr-defined]
+    budget = min(5, len(rows))
+    straight = greedy_cover(Similarities(rows), budget)
+    shuffled = greedy_cover(Similarities(rows[permutation]), budget)
+    if straight.coverage != shuffled.coverage:  # only a tie may have sent them different ways
+        sims, best = matrix(Similarities(rows)), np.zeros(len(rows), np.int64)
+        tied = False
+        for pick in straight.order:
+            gains = np.maximum(sims - best, 0).sum(1)
+            tied |= bool((gains == gains[pick]).sum() > 1)
+            best = np.maximum(best, sims[pick])
+        assert tied
+
+
+def test_each_slice_is_stood_for_by_what_is_most_like_it() -> None:
+    rows = np.array([[1, 0, 0], [1, 0.1, 0], [0, 1, 0], [0, 1, 0.1], [0, 0, 0]])
+    cover = greedy_cover(Similarities(rows), 2)
+    assert cover.order[0] == 1
+    assert cover.represented_by.tolist() == [1, 1, cover.order[1], cover.order[1], -1]
+    assert 0.75 < cover.coverage[-1] < 0.8  # the empty slice is like nothing
+
+
+def test_annotated_slices_cover_and_are_not_picked() -> None:
+    rows = np.repeat(np.eye(3), 4, axis=0)
+    cover = greedy_cover(Similarities(rows), 2, annotated=(1, 6))
+    assert cover.start == pytest.approx(2 / 3)
+    assert cover.order[0] == 8
+    assert cover.coverage == pytest.approx((1.0, 1.0))
+
+
+def test_only_candidates_are_picked_but_everything_is_covered() -> None:
+    rows = np.repeat(np.eye(2), [5, 3], axis=0)
+    cover = greedy_cover(Similarities(rows), 9, candidates=(2, 6))
+    assert cover.order == (2, 6)
+    assert cover.coverage == pytest.approx((5 / 8, 1.0))
+
+
+def test_costs_turn_the_balance() -> None:
+    rows = np.repeat(np.eye(2), [5, 3], axis=0)
+    costs = np.where(np.arange(8) < 5, 4.0, 1.0)
+    assert greedy_cover(Similarities(rows), 1).order == (0,)
+    assert greedy_cover(Similarities(rows), 1, costs=costs).order == (5,)
+
+
+def test_positions_keep_picks_apart() -> None:
+    rows = np.ones((40, 2))
+    order = greedy_cover(Similarities(rows, positions=np.arange(40.0), reach=5.0), 4).order
+    assert min(abs(a - b) for a, b in combinations(order, 2)) >= 6
+    stacks = np.repeat([0, 1], 20)
+    apart = Similarities(rows, positions=np.tile(np.arange(20.0), 2), stacks=stacks, reach=2.0)
+    np.testing.assert_array_equal(apart.to_all(np.array([0]))[0, 20:], FULL_OF_ONES)
+
+
+FULL_OF_ONES = np.full(20, np.float32(round(NORM / np.sqrt(2)) ** 2 * 2))
+
+
+def test_the_same_on_every_machine() -> None:
+    """Products of rounded features are whole numbers that float32 holds: any order of summation gives them."""
+    rng = np.random.default_rng(0)
+    similarities = Similarities(rng.normal(size=(50, 4000)))
+    rows = similarities._rows.astype(np.int64)
+    np.testing.assert_array_equal(matrix(similarities), np.maximum(rows @ rows.T, 0))
+    assert matrix(similarities).max() < 2**24
+
+
+@pytest.mark.parametrize(
+    ("rows", "word"),
+    [
+        (np.zeros((0, 3)), "features of shape"),
+        (np.zeros(3), "features of shape"),
+        (np.zeros((3, 0)), "features of shape"),
+        (np.array([[np.nan, 1.0]]), "no numbers"),
+    ],
+)
+def test_bad_features(rows: NDArray[np.float64], word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        Similarities(rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"annotated": (7,)}, "slice 7"),
+        ({"candidates": (-1,)}, "slice -1"),
+        ({"costs": np.zeros(3)}, "costs"),
+        ({"costs": np.ones(2)}, "costs"),
+    ],
+)
+def test_bad_orders(options: dict[str, object], word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        greedy_cover(Similarities(np.eye(3)), 1, **options)  # type: ignore[arg-type]
+
+
+def test_nothing_to_pick() -> None:
+    cover = greedy_cover(Similarities(np.eye(2)), 3, annotated=(0, 1))
+    assert isinstance(cover, Cover)
+    assert (cover.order, cover.start) == ((), 1.0)
