@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
 from napari_slicelabel.engine.select.coverage import NORM, Cover, GainBounds, Similarities, greedy_cover
 from napari_slicelabel.errors import InputError
 
