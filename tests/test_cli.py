@@ -153,6 +153,15 @@ def test_select_keeps_a_ranking_that_annotate_takes(
     assert_refused(slicelabel("annotate", folder, "--labels", labels_file, "--selection", "mine"), "mine", "interval")
 
 
+def test_select_looks_at_the_image_where_it_is_asked_to(folder: Path, slicelabel: Callable[..., Answer]) -> None:
+    options = ["--method", "representative", "--features", "intensity", "--budget", 3]
+    ranking = slicelabel("select", folder, *options)
+    assert ranking.code == 0
+    assert ranking.json["features"] == "intensity"
+    assert len(ranking.json["coverage"]) == 3
+    assert slicelabel("select", folder, *options).out == ranking.out
+
+
 def test_select_random_repeats_with_its_seed(folder: Path, slicelabel: Callable[..., Answer]) -> None:
     first, again, other = (
         slicelabel("select", folder, "--method", "random", "--budget", 4, "--seed", seed).out for seed in (1, 1, 2)
@@ -167,8 +176,9 @@ def test_select_random_repeats_with_its_seed(folder: Path, slicelabel: Callable[
         (["--budget", "0"], ["0"]),
         (["--budget", "3", "--volume", "other"], ["other", "tiny"]),
         (["--budget", "3", "--name", "../evil"], ["../evil"]),
+        (["--budget", "3", "--method", "representative", "--features", "aura"], ["aura", "intensity"]),
     ],
-    ids=["method", "budget", "volume", "name"],
+    ids=["method", "budget", "volume", "name", "features"],
 )
 def test_select_refuses(options: list[str], words: list[str], folder: Path, slicelabel: Callable[..., Answer]) -> None:
     assert_refused(slicelabel("select", folder, *options), *words)

@@ -7,7 +7,7 @@ Engine and data are imported inside the commands, so that ``--help`` answers wit
 import json
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from napari_slicelabel.data.boxes import Axis, SliceRef
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.engine.config import MethodConfig
+    from napari_slicelabel.engine.events import Event
+    from napari_slicelabel.engine.select import Ranking
 
 EXIT_DONE, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 0, 2, 130
 
@@ -143,6 +145,8 @@ def select(
     axis: Literal["z", "y", "x", "all"] = "z",
     volume: str | None = None,
     name: str | None = None,
+    features: str = "autoencoder",
+    device: Device = "auto",
     seed: int = 0,
 ) -> None:
     """Propose which slices to paint, and keep the ranking in the project.
@@ -161,17 +165,38 @@ def select(
         Only this volume [default: all of the project, which share the budget].
     name
         Name to keep the ranking under [default: the method].
+    features
+        What representative compares slices by: autoencoder, mae, intensity.
+    device
+        Where networks are trained: auto, cpu or cuda.
     seed
-        For methods that draw at random.
+        For methods that draw at random or train a network.
     """
     from napari_slicelabel.data.project import Project
-    from napari_slicelabel.engine.select import rank
+    from napari_slicelabel.engine.select import rank_in_steps
 
-    volumes = () if volume is None else (volume,)
-    ranking = rank(
-        Project.open(project), method, budget=budget, axis=axis, seed=seed, volumes=volumes, name=name or method
+    steps = rank_in_steps(
+        Project.open(project),
+        method,
+        budget=budget,
+        axis=axis,
+        seed=seed,
+        volumes=() if volume is None else (volume,),
+        features=features,
+        device=device,
+        name=name or method,
     )
-    emit(ranking.model_dump(mode="json"))
+    found: list[Ranking] = []
+
+    def choose() -> "Iterator[Event]":
+        found.append((yield from steps))
+
+    for _ in follow(choose()):
+        pass
+    for note in found[0].notes:
+        say(note)
+    # what each slice stands for is as long as the volume is deep; the file has it
+    emit(found[0].model_dump(mode="json", exclude={"stands_for"}))
 
 
 @app.command(group=_LOOP, sort_key=4)

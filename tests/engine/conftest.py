@@ -54,3 +54,9 @@ def make_project(tmp_path: Path) -> Callable[..., Project]:
         return project
 
     return make
+
+
+@pytest.fixture
+def _short_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Auto-encoders take 30 steps."""
+    monkeypatch.setattr("napari_slicelabel.engine.select.features.MOST_STEPS", 30)

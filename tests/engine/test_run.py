@@ -16,10 +16,11 @@ import torch
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.engine import context as context_module
 from napari_slicelabel.engine.config import MethodConfig, build_config
+from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Event, Finished, Metric, Progress, SliceDone, Started
 from napari_slicelabel.engine.methods import METHODS, Method
 from napari_slicelabel.engine.record import RunRecord, new_run_folder, newest_finished, read_events
-from napari_slicelabel.engine.run import resolve_device, resume_config, run
+from napari_slicelabel.engine.run import resume_config, run
 from napari_slicelabel.engine.stores import SliceStore
 from napari_slicelabel.errors import BusyError, DeviceError, InputError, MissingFileError, StorageError
 

@@ -59,6 +59,7 @@ class TestInterval:
         assert len(set(chosen)) == len(chosen) == budget
 
 
+@pytest.mark.usefixtures("_short_training")
 @pytest.mark.parametrize("method", SELECTORS)
 class TestEverySelector:
     def test_keeps_its_promises(self, painted: Project, method: str) -> None:
@@ -100,7 +101,7 @@ def test_random_depends_on_the_seed(project: Project) -> None:
     ("values", "message"),
     [
         ({"method": "representativ"}, "unknown selection method 'representativ'"),
-        ({"method": "mae"}, "unknown selection method 'mae'.*Known: interval, random"),
+        ({"method": "best"}, "unknown selection method 'best'.*Known: interval, random"),
         ({"axis": "w"}, "axis 'w': expected z, y, x or all"),
         ({"budget": 0}, "budget 0: there are 16 slices"),
         ({"budget": 17}, "budget 17: there are 16 slices"),

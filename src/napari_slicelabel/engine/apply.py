@@ -11,11 +11,11 @@ from napari_slicelabel.data.boxes import AXES
 from napari_slicelabel.data.classes import LabelClass
 from napari_slicelabel.data.formats import WRITERS, suffix_of, write_labels
 from napari_slicelabel.engine.confidence import label
+from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Event, Progress
 from napari_slicelabel.engine.networks import load_network
 from napari_slicelabel.engine.planes import PlaneReader
 from napari_slicelabel.engine.predict import predict_bands, with_smaller_tiles
-from napari_slicelabel.engine.run import resolve_device
 from napari_slicelabel.engine.stores import SliceStore
 from napari_slicelabel.errors import InputError
 

@@ -15,6 +15,7 @@ from napari_slicelabel.data.boxes import AXES, Axis
 from napari_slicelabel.data.files import remove, storage_errors
 from napari_slicelabel.engine.config import MethodConfig, build_config, unknown
 from napari_slicelabel.engine.context import RunContext, needs_review
+from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Event, Finished, Metric, Outcome, SliceDone, Started
 from napari_slicelabel.engine.methods import METHODS, Method, method_of
 from napari_slicelabel.engine.record import (
@@ -112,20 +113,6 @@ def resume_config(project: "Project", run_id: str) -> MethodConfig:
     """
     record = RunRecord.load(project.run_folder(run_id))
     return build_config(record.method, record.config)
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device that ``auto``, ``cpu`` or ``cuda`` stands for.
-
-    Raises
-    ------
-    DeviceError
-        ``cuda``, and torch sees no GPU.
-    """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise DeviceError("device=cuda: torch sees no GPU here; use device=auto or device=cpu")
-    return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 
 def _begin(project: "Project", config: MethodConfig | None, resume: str | None, stop: Callable[[], bool]) -> "_Session":

@@ -1,6 +1,6 @@
 """Which slices to paint: an explicit table of selectors, and the ranking that they make."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,13 +9,21 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 
 from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
 from napari_slicelabel.engine.config import unknown
+from napari_slicelabel.engine.devices import resolve_device
+from napari_slicelabel.engine.events import Metric, Progress
 from napari_slicelabel.engine.select.candidates import Candidates
+from napari_slicelabel.engine.select.features import FEATURES
 from napari_slicelabel.engine.select.interval import interval
 from napari_slicelabel.engine.select.random import random
+from napari_slicelabel.engine.select.representative import masked_features, representative
+from napari_slicelabel.engine.select.request import Choice, Request
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
     from napari_slicelabel.data.project import Project
+
+
+DEFAULT_FEATURES = "autoencoder"
 
 
 class RankedSlice(BaseModel):
@@ -45,6 +53,10 @@ class Ranking(BaseModel):
     coverage: tuple[float, ...] = Field(
         default=(), description="how well the slices up to each one represent all, 0 to 1; empty: not measured"
     )
+    stands_for: tuple[tuple[RankedSlice, ...], ...] = Field(
+        default=(), description="for each slice of `order` those that it represents; empty: not known"
+    )
+    notes: tuple[str, ...] = Field(default=(), description="such as slices that were skipped, and why")
 
 
 @dataclass(frozen=True)
@@ -58,17 +70,32 @@ class Selector:
     title : str
         One line for lists and forms.
     choose : callable
-        Takes the candidates, the budget and a generator; returns that many different candidates, best first.
+        Takes a request; a generator of progress that returns a choice.
     """
 
     name: str
     title: str
-    choose: Callable[[Candidates, int, np.random.Generator], Sequence[tuple[str, SliceRef]]]
+    choose: Callable[[Request], Generator[Progress | Metric, None, Choice]]
+
+
+def _blind(
+    function: Callable[[Candidates, int, np.random.Generator], Sequence[tuple[str, SliceRef]]],
+) -> Callable[[Request], Generator[Progress | Metric, None, Choice]]:
+    """Return a selector that looks at no image."""
+
+    def choose(request: Request) -> Generator[Progress | Metric, None, Choice]:
+        chosen = function(request.candidates, request.budget, request.rng)
+        yield Progress("choose", len(chosen), len(chosen))
+        return Choice(chosen)
+
+    return choose
 
 
 _ALL = (
-    Selector("interval", "Equally spaced slices", interval),
-    Selector("random", "Slices drawn at random", random),
+    Selector("interval", "Equally spaced slices", _blind(interval)),
+    Selector("random", "Slices drawn at random", _blind(random)),
+    Selector("representative", "Slices that together look most like all slices", representative),
+    Selector("mae", "The same by features of a masked auto-encoder", masked_features),
 )
 
 SELECTORS: Mapping[str, Selector] = {selector.name: selector for selector in _ALL}
@@ -82,9 +109,33 @@ def rank(
     seed: int = 0,
     volumes: Sequence[str] = (),
     *,
+    features: str = DEFAULT_FEATURES,
+    device: str = "auto",
     name: str = "",
 ) -> Ranking:
-    """Choose slices to paint, save the ranking in the project, and return it.
+    """Choose slices to paint, save the ranking in the project, and return it; see `rank_in_steps`."""
+    steps = rank_in_steps(project, method, budget, axis, seed, volumes, features=features, device=device, name=name)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            ranking: Ranking = end.value
+            return ranking
+
+
+def rank_in_steps(
+    project: "Project",
+    method: str = "interval",
+    budget: int = 5,
+    axis: Literal["z", "y", "x", "all"] = "z",
+    seed: int = 0,
+    volumes: Sequence[str] = (),
+    *,
+    features: str = DEFAULT_FEATURES,
+    device: str = "auto",
+    name: str = "",
+) -> Generator[Progress | Metric, None, Ranking]:
+    """Choose slices to paint, telling how far it is, and save the ranking in the project.
 
     Parameters
     ----------
@@ -97,11 +148,20 @@ def rank(
     axis : {"z", "y", "x", "all"}
         Axis that the slices are perpendicular to.
     seed : int
-        For methods that draw at random.
+        For methods that draw at random or train a network.
     volumes : sequence of str
         Names; none for all.
+    features : str
+        A name in `FEATURES`: what ``representative`` compares slices by.
+    device : {"auto", "cpu", "cuda"}
+        Where networks are trained.
     name : str
         Name to keep the ranking under; by default that of the method. A ranking of that name is replaced.
+
+    Yields
+    ------
+    Progress, Metric
+        Nothing where no image is looked at.
 
     Returns
     -------
@@ -111,19 +171,25 @@ def rank(
     Raises
     ------
     InputError
-        Unknown method, axis or volume, or a budget that is not between 1 and the number of slices left.
+        Unknown method, features, axis or volume, or a budget that is not between 1 and the number of slices left.
+    DeviceError
+        ``cuda``, and torch sees no GPU.
     StorageError
-        Disk full, no permission.
+        Disk full, no permission, an image that cannot be read.
     """
     if method not in SELECTORS:
         raise InputError(unknown("selection method", method, SELECTORS))
+    if features not in FEATURES:
+        raise InputError(unknown("features", features, FEATURES))
     if axis not in (*AXES, "all"):
         raise InputError(f"axis {axis!r}: expected z, y, x or all")
     names = tuple(dict.fromkeys(volumes)) or project.names
     candidates = Candidates.of(project, names, AXES if axis == "all" else (axis,))
     if not 1 <= budget <= candidates.count:
         raise InputError(f"budget {budget}: there are {candidates.count} slices to choose from; give 1 to that many")
-    chosen = SELECTORS[method].choose(candidates, budget, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    request = Request(project, candidates, budget, rng, features, resolve_device(device))
+    choice = yield from SELECTORS[method].choose(request)
     ranking = Ranking(
         name=name or method,
         method=method,
@@ -131,10 +197,18 @@ def rank(
         budget=budget,
         seed=seed,
         volumes=names,
-        order=tuple(RankedSlice(volume=volume, axis=ref.axis, index=ref.index) for volume, ref in chosen),
+        features=choice.features,
+        order=_named(choice.slices),
+        coverage=tuple(choice.coverage),
+        stands_for=tuple(map(_named, choice.stands_for)),
+        notes=tuple(choice.notes),
     )
     project.save_ranking(ranking.name, ranking.model_dump(mode="json"))
     return ranking
+
+
+def _named(slices: Sequence[tuple[str, SliceRef]]) -> tuple[RankedSlice, ...]:
+    return tuple(RankedSlice(volume=volume, axis=ref.axis, index=ref.index) for volume, ref in slices)
 
 
 def ranked_slices(ranking: Ranking | Mapping[str, Any], volume: str | None = None) -> list[SliceRef]:

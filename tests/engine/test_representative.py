@@ -1,0 +1,203 @@
+"""Thumbnails, the features made of them, and the slices that are chosen by them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from napari_slicelabel.data.boxes import SliceRef
+from napari_slicelabel.data.project import Project
+from napari_slicelabel.engine.events import Progress
+from napari_slicelabel.engine.select import FEATURES, Ranking, rank, rank_in_steps
+from napari_slicelabel.engine.select.autoencoders import ConvAutoencoder, MaskedAutoencoder, learn_features, seeded
+from napari_slicelabel.engine.select.candidates import Candidates, Stack
+from napari_slicelabel.engine.select.thumbnails import SIDE_PX, Thumbnails, make_thumbnails
+from napari_slicelabel.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+pytestmark = pytest.mark.usefixtures("_short_training")
+
+
+def drain(steps: Generator[object, None, object]) -> object:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def scenes(seed: int = 0, lengths: tuple[int, ...] = (20, 12, 6), side: int = 48) -> NDArray[np.uint8]:
+    """A stack that shows one scene after another, with some noise: one slice of each stands for all."""
+    rng = np.random.default_rng(seed)
+    pictures = [np.kron(rng.integers(40, 200, (8, 8)), np.ones((side // 8, side // 8))) for _ in lengths]
+    stack = np.concatenate([np.repeat(p[None], n, 0) for p, n in zip(pictures, lengths, strict=True)])
+    return (stack + rng.normal(0, 4, stack.shape)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def staged(tmp_path: Path) -> Project:
+    np.save(tmp_path / "scenes.npy", scenes())
+    return Project.create(tmp_path / "scenes.slicelabel", [tmp_path / "scenes.npy"], classes=["one"])
+
+
+def stack_of(project: Project, axis: str = "z") -> Stack:
+    return Candidates.of(project, project.names, (axis,)).stacks[0]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("axis", ["z", "y", "x"])
+def test_thumbnails_are_the_slices_made_small(staged: Project, axis: str) -> None:
+    made = drain(make_thumbnails(staged, stack_of(staged, axis)))
+    assert isinstance(made, Thumbnails)
+    volume = staged.volume("scenes")
+    assert made.pictures.shape == (volume.depth(axis), 1, SIDE_PX, SIDE_PX)  # type: ignore[arg-type]
+    plane = volume.read_slice(SliceRef(axis, 3))[0, 0].astype(float)  # type: ignore[arg-type]
+    assert np.corrcoef([made.pictures[3, 0].mean(), 0], [plane.mean(), 0])[0, 1] == pytest.approx(1)
+    rows = np.linspace(0, len(plane) - 1, SIDE_PX).round().astype(int)
+    columns = np.linspace(0, plane.shape[1] - 1, SIDE_PX).round().astype(int)
+    assert np.corrcoef(made.pictures[3, 0].ravel(), plane[np.ix_(rows, columns)].ravel())[0, 1] > 0.9
+
+
+def test_thumbnails_go_on_where_they_were_stopped(staged: Project) -> None:
+    steps = make_thumbnails(staged, stack_of(staged))
+    note = staged.path / "selection" / "thumbnails" / "scenes-z.json"
+    whole = drain(make_thumbnails(staged, stack_of(staged)))
+    assert isinstance(whole, Thumbnails)
+    expected = whole.pictures.copy()
+    file = note.with_suffix(".npy")
+    # as a kill after half of them would leave it
+    broken = np.load(file)
+    broken[20:] = 0
+    np.save(file, broken)
+    note.write_text(json.dumps({**json.loads(note.read_text()), "done": 20}))
+    progress = list(steps)
+    assert [event.done for event in progress if isinstance(event, Progress)] == list(range(21, 39))
+    again = drain(make_thumbnails(staged, stack_of(staged)))
+    assert isinstance(again, Thumbnails)
+    np.testing.assert_array_equal(again.pictures, expected)
+    assert list(make_thumbnails(staged, stack_of(staged))) == []
+
+
+def test_thumbnails_of_an_image_that_changed_are_made_again(staged: Project, tmp_path: Path) -> None:
+    drain(make_thumbnails(staged, stack_of(staged)))
+    np.save(tmp_path / "scenes.npy", scenes(seed=1))
+    opened = Project.open(staged.path)
+    assert len(list(make_thumbnails(opened, stack_of(opened)))) == 38
+
+
+def test_empty_and_damaged_slices_are_skipped_and_named(tmp_path: Path) -> None:
+    image = scenes()
+    image[7] = 0
+    image[25] = np.random.default_rng(5).integers(0, 255, image[25].shape)
+    np.save(tmp_path / "bad.npy", image)
+    project = Project.create(tmp_path / "bad.slicelabel", [tmp_path / "bad.npy"], classes=["one"])
+    ranking = rank(project, "representative", 36, features="intensity")
+    assert {item.index for item in ranking.order} == set(range(38)) - {7, 25}
+    assert ranking.notes == ("bad z: skipped 7 (empty)", "bad z: skipped 25 (unlike its neighbours)")
+    with pytest.raises(InputError, match="only 36 slices"):
+        rank(project, "representative", 37, features="intensity")
+
+
+@pytest.mark.parametrize("features", FEATURES)
+def test_one_slice_of_each_scene(staged: Project, features: str) -> None:
+    ranking = rank(staged, "representative", 3, features=features)
+    scene = np.repeat([0, 1, 2], [20, 12, 6])
+    assert sorted(scene[item.index] for item in ranking.order) == [0, 1, 2]
+    assert list(ranking.coverage) == sorted(ranking.coverage)
+    assert ranking.features == features
+    for item, others in zip(ranking.order, ranking.stands_for, strict=True):
+        assert item in others
+        assert {int(scene[other.index]) for other in others} == {int(scene[item.index])}
+    assert Ranking.model_validate(staged.ranking("representative")) == ranking
+
+
+@pytest.mark.parametrize("features", FEATURES)
+def test_the_same_seed_gives_the_same_ranking_and_leaves_torch_alone(staged: Project, features: str) -> None:
+    before = torch.random.get_rng_state()
+    first = rank(staged, "representative", 5, features=features, seed=3)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert rank(staged, "representative", 5, features=features, seed=3) == first
+
+
+def test_annotated_slices_count_as_covered(staged: Project) -> None:
+    staged.annotation("scenes").write_slice(SliceRef("z", 4), np.ones((48, 48), np.uint8), complete=True)
+    ranking = rank(staged, "representative", 2, features="intensity")
+    scene = np.repeat([0, 1, 2], [20, 12, 6])
+    assert sorted(scene[item.index] for item in ranking.order) == [1, 2]
+
+
+def test_all_planes_share_one_budget(staged: Project) -> None:
+    ranking = rank(staged, "representative", 6, "all", features="intensity")
+    assert len({(item.axis, item.index) for item in ranking.order}) == 6
+    assert {item.axis for item in ranking.order} > {"z"}
+
+
+def test_it_covers_more_than_equal_intervals(staged: Project) -> None:
+    from napari_slicelabel.engine.select.coverage import Similarities, greedy_cover
+
+    made = drain(make_thumbnails(staged, stack_of(staged)))
+    assert isinstance(made, Thumbnails)
+    rows = made.pictures.reshape(38, -1)[:, ::3].astype(np.float64)
+    similarities = Similarities(rows - rows.mean(0))
+    for budget in (1, 2, 3, 5, 9):
+        chosen = [item.index for item in rank(staged, "interval", budget).order]
+        interval = greedy_cover(similarities, 0, annotated=chosen).start
+        # greedy search may miss the optimum, which equal intervals may hit by chance; never by much
+        assert greedy_cover(similarities, budget).coverage[-1] > 0.999 * interval
+
+
+def test_volumes_must_have_the_same_channels(tmp_path: Path) -> None:
+    import tifffile
+
+    np.save(tmp_path / "grey.npy", scenes())
+    two = np.stack([scenes(), scenes(1)], 1)
+    tifffile.imwrite(tmp_path / "two.tif", two, imagej=True, metadata={"axes": "ZCYX"})
+    project = Project.create(tmp_path / "p.slicelabel", [tmp_path / "grey.npy", tmp_path / "two.tif"], classes=["one"])
+    with pytest.raises(InputError, match=r"\[1, 2\] channels"):
+        rank(project, "representative", 3, features="intensity")
+    assert len(rank(project, "representative", 3, volumes=("two",), features="intensity").order) == 3
+
+
+def test_unknown_features(staged: Project) -> None:
+    with pytest.raises(InputError, match="intensity"):
+        rank(staged, "representative", 3, features="intensty")
+
+
+def test_it_tells_how_far_it_is(staged: Project) -> None:
+    stages = [event.stage for event in rank_in_steps(staged, "representative", 3) if isinstance(event, Progress)]
+    assert list(dict.fromkeys(stages)) == ["look at scenes z", "learn what slices look like", "compare"]
+
+
+@pytest.mark.parametrize("network", [ConvAutoencoder, MaskedAutoencoder])
+def test_autoencoders_learn(network: type[ConvAutoencoder | MaskedAutoencoder]) -> None:
+    rng = np.random.default_rng(0)
+    pictures = torch.from_numpy(scenes(side=network.side)).float()[:, None] / 60 - 2
+    model = seeded(lambda: network(1), rng)
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        before = float(model.loss(pictures, generator))
+    steps = learn_features(model, lambda numbers: pictures[numbers], 38, steps=60, device=torch.device("cpu"), rng=rng)
+    features = drain(steps)
+    assert isinstance(features, np.ndarray)
+    assert features.shape[0] == 38
+    with torch.inference_mode():
+        assert float(model.loss(pictures, generator)) < 0.8 * before
+
+
+def test_a_loss_that_is_no_number_is_an_error() -> None:
+    rng = np.random.default_rng(0)
+    pictures = torch.full((8, 1, 64, 64), torch.nan)
+    steps = learn_features(
+        ConvAutoencoder(1), lambda numbers: pictures[numbers], 8, steps=20, device=torch.device("cpu"), rng=rng
+    )
+    with pytest.raises(InputError, match="astray"):
+        drain(steps)
