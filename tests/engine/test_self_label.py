@@ -241,6 +241,20 @@ def test_one_network_takes_one_number_of_channels(tmp_path: Path) -> None:
         events_of(project)
 
 
+def test_nan_that_the_intensity_sample_did_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from napari_slicelabel.data.project import Project
+    from napari_slicelabel.data.volume import Intensity, Volume
+
+    image = np.random.default_rng(0).random((6, 32, 32), np.float32)
+    image[4, 3, 3] = np.nan
+    np.save(tmp_path / "holes.npy", image)
+    monkeypatch.setattr(Volume, "intensity", lambda _: Intensity((0.0,), (1.0,), (0.5,), (0.3,)))
+    project = Project.create(tmp_path / "p.slicelabel", [tmp_path / "holes.npy"], classes=["one"])
+    project.annotation("holes").write_slice(SliceRef("z", 1), np.eye(32, dtype=np.uint8), complete=True)
+    with pytest.raises(InputError, match=r"holes: NaN or infinite values in slices z[23] to z"):
+        events_of(project)
+
+
 def test_config_declares_every_bound_once() -> None:
     assert build_config("self-label", {}) == SelfLabelConfig()
     with pytest.raises(InputError, match="theta"):

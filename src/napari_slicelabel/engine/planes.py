@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from napari_slicelabel.data.boxes import AXES, Box
+from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,6 +49,11 @@ class PlaneReader:
         ndarray of shape (image planes [+ 3], h, w), float16
             Every channel of the volume for each neighbouring slice, from below to above, clipped to the robust range
             of the volume and scaled to mean 0 and standard deviation 1 of it. Beyond the ends the last slice repeats.
+
+        Raises
+        ------
+        InputError
+            Values that are NaN or infinite: the sample of the intensity range need not have met them.
         """
         half = self.network.in_slices // 2
         depth = self.volume.depth(self.axis)
@@ -57,6 +63,11 @@ class PlaneReader:
         start.insert(number, first)
         stop.insert(number, last)
         block = np.moveaxis(self.volume.read(Box(tuple(start), tuple(stop))), 1 + number, 0)
+        if block.dtype.kind == "f" and not np.isfinite(block).all():
+            raise InputError(
+                f"{self.volume.name}: NaN or infinite values in slices {self.axis}{first} to {self.axis}{last - 1};"
+                " replace them in the image, by 0 for example, or leave these slices out with range=start:stop"
+            )
         wanted = np.clip(np.arange(index - half, index + half + 1), first, last - 1) - first
         planes = self._normalised(block[wanted]).reshape(-1, *block.shape[2:])
         if not self.network.coordinates:
