@@ -31,9 +31,9 @@ def spread(values: Iterable[float | None], digits: int = 3) -> str:
     return " ± ".join(part.removeprefix("0") if part.startswith("0.") else part.replace("-0.", "-.") for part in parts)
 
 
-def write_section(name: str, text: str) -> None:
-    """Put a table into docs/benchmarks.md, between the marks of that name."""
+def write_section(name: str, text: str, document: Path = DOCUMENT) -> None:
+    """Put a table into a document, by default docs/benchmarks.md, between the marks of that name."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, rest = DOCUMENT.read_text(encoding="utf-8").split(begin)
+    before, rest = document.read_text(encoding="utf-8").split(begin)
     _, after = rest.split(end)
-    DOCUMENT.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+    document.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
