@@ -35,7 +35,6 @@ SOURCE = DATA / "med_hippocampus_40.npz"
 TRAINED = 30
 BATCH = 16
 FIRST_STEPS = 1000
-ROUND_EPOCHS = 20
 
 
 def split(seed: int) -> tuple[list[str], list[str]]:
@@ -46,27 +45,27 @@ def split(seed: int) -> tuple[list[str], list[str]]:
     return order[:TRAINED], order[TRAINED:]
 
 
-def paper_steps(depths: list[int]) -> int:
+def paper_steps(depths: list[int], round_epochs: int) -> int:
     """Return how many steps preset ``paper`` trains on volumes of these depths, one central slice each."""
     fronts = [front_rounds([depth // 2], range(depth), rounds=0, step=1) for depth in depths]
     planes, steps = len(depths), FIRST_STEPS
     for slices in zip_longest(*fronts, fillvalue=()):
         planes += sum(map(len, slices))
-        steps += ROUND_EPOCHS * math.ceil(planes / BATCH)
+        steps += round_epochs * math.ceil(planes / BATCH)
     return steps
 
 
-def settings(arm: str, depths: list[int]) -> dict[str, object]:
+def settings(arm: str, depths: list[int], round_epochs: int) -> dict[str, object]:
     """Return the parameters of an arm."""
     if arm == "default":
         return {}
-    paper: dict[str, object] = {"preset": "paper"}
+    paper: dict[str, object] = {"preset": "paper", "round_epochs": round_epochs}
     if arm == "central slices only":
-        paper.update(step=0, rounds=0, iterations=paper_steps(depths))
+        paper.update(step=0, rounds=0, iterations=paper_steps(depths, round_epochs))
     return paper
 
 
-def measure(arm: str, seed: int) -> dict[str, Any]:
+def measure(arm: str, seed: int, round_epochs: int) -> dict[str, Any]:
     """Return the scores of one arm with one seed."""
     trained, tested = split(seed)
     with np.load(SOURCE) as file, tempfile.TemporaryDirectory() as folder:
@@ -82,7 +81,8 @@ def measure(arm: str, seed: int) -> dict[str, Any]:
         for case in trained:
             middle = len(truths[case]) // 2
             project.annotation(case).write_slice(SliceRef("z", middle), truths[case][middle], complete=True)
-        config = build_config("self-label", {**settings(arm, [len(truths[c]) for c in trained]), "seed": seed})
+        chosen = settings(arm, [len(truths[case]) for case in trained], round_epochs)
+        config = build_config("self-label", {**chosen, "seed": seed})
         began = time.process_time()
         rounds: set[str] = set()
         for event in run(project, config):
@@ -153,6 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", default=["central slices only", "paper", "default"])
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--round-epochs", type=int, default=20, help="of the paper's arms, which have 20")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
     parser.add_argument("--results", type=Path, default=Path("hippocampus.jsonl"))
