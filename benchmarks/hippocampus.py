@@ -160,11 +160,8 @@ def main() -> None:
     arguments = parser.parse_args()
     have = {(result["arm"], result["seed"]) for result in read_results(arguments.results)}
     todo = [(arm, seed) for seed, arm in product(range(arguments.seeds), arguments.arms) if (arm, seed) not in have]
-
-    jobs = [
-        partial(apart, "benchmarks.hippocampus:measure", {"arm": arm, "seed": seed}, arguments.threads)
-        for arm, seed in todo
-    ]
+    orders = [{"arm": arm, "seed": seed, "round_epochs": arguments.round_epochs} for arm, seed in todo]
+    jobs = [partial(apart, "benchmarks.hippocampus:measure", order, arguments.threads) for order in orders]
     collect(jobs, arguments.results, arguments.parallel)
     write_section("hippocampus", table(read_results(arguments.results)))
 
