@@ -181,16 +181,14 @@ class PaintStore:
             self._write_points(key, value)
             return
         box, inside = _basic(key, self.shape)
-        values = np.asarray(value)
         if box.size == 0:
             return
-        full = np.broadcast_to(values, np.empty(box.shape, bool)[inside].shape) if values.ndim else values
+        dense = all(part in (0, slice(None, None, 1), slice(None, None, -1)) for part in inside)
+        block = np.empty(box.shape, np.uint8) if dense else self._read(box, wait=True)
+        block[inside] = value
         for ref, part in self._planes_of(box):
             with self._wake:
-                plane = self._plane(ref)
-                target = plane.values[_within(ref, part)]
-                new = full if values.ndim == 0 else np.broadcast_to(full, box.shape)[_relative(part, box)]
-                target[...] = new if values.ndim == 0 else np.asarray(new).reshape(target.shape)
+                self._plane(ref).values[_within(ref, part)] = block[_relative(part, box)].squeeze(ref.axis_number)
                 self._changed(ref, part)
 
     # -- planes ---------------------------------------------------------------------------------------------------
@@ -395,14 +393,14 @@ class PaintStore:
 
     # -- reading and writing of boxes ---------------------------------------------------------------------------------
 
-    def _read(self, box: Box) -> NDArray[np.uint8]:
-        """Return a copy of a box."""
+    def _read(self, box: Box, *, wait: bool = False) -> NDArray[np.uint8]:
+        """Return a copy of a box; zeros for a plane that takes long to read, unless told to wait for it."""
         thin = [axis for axis, n in zip(AXES, box.shape, strict=True) if n == 1]
         if not thin:
             return self._read_thick(box)
         with self._wake:
             ref = self._best(box, thin)
-            if ref not in self._planes and box == ref.box(self.shape) and not self._is_cheap(ref):
+            if not wait and ref not in self._planes and box == ref.box(self.shape) and not self._is_cheap(ref):
                 # shown empty until it is read; a stroke in the meantime waits for it in `_plane`
                 self._loader.request(ref, lambda: self._load(ref))
                 return np.zeros(box.shape, np.uint8)
