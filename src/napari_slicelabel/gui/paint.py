@@ -11,7 +11,7 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -76,11 +76,6 @@ class _Plane:
         return self.dirty or self.saving
 
 
-@dataclass(slots=True)
-class _Touched:
-    refs: dict[SliceRef, None] = field(default_factory=dict)
-
-
 class PaintStore:
     """The annotation of one volume as an array to paint into.
 
@@ -131,7 +126,7 @@ class PaintStore:
         self._memory_bytes = memory_bytes
         self._planes: OrderedDict[SliceRef, _Plane] = OrderedDict()
         self._marks: dict[SliceRef, bool] = {}
-        self._touched: _Touched | None = None
+        self._touched: dict[SliceRef, None] = {}
         self._saves = 0
         self._error = ""
         self._retry_at = 0.0
@@ -216,14 +211,10 @@ class PaintStore:
         return found
 
     def touched(self) -> tuple[SliceRef, ...]:
-        """Return the planes that were written since `watch`, in the order of writing."""
-        refs = tuple(self._touched.refs) if self._touched else ()
-        self._touched = None
-        return refs
-
-    def watch(self) -> None:
-        """Begin to note which planes are written."""
-        self._touched = _Touched()
+        """Return the planes that were written since the last time somebody asked, in the order of writing."""
+        with self._wake:
+            refs, self._touched = tuple(self._touched), {}
+            return refs
 
     # -- status ---------------------------------------------------------------------------------------------------
 
@@ -477,8 +468,8 @@ class PaintStore:
         if not plane.dirty:
             plane.dirty, plane.first_change = True, now
         plane.last_change = now
-        if self._touched is not None:
-            self._touched.refs[ref] = None
+        self._touched.pop(ref, None)
+        self._touched[ref] = None
         self._evict()
         self._wake.notify_all()
 
