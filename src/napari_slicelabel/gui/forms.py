@@ -21,7 +21,7 @@ from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QGridLayout, QLabel, QTool
 
 from napari_slicelabel.engine.config import MethodConfig
 from napari_slicelabel.errors import InputError
-from napari_slicelabel.gui.theme import Theme, css
+from napari_slicelabel.gui.problem import ProblemLabel
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -113,34 +113,6 @@ class _FloatEditor:
     def changed(self) -> Any:
         """Signal of a new value."""
         return self.native.valueChanged
-
-
-class ProblemLabel(QLabel):
-    """A line that says what is wrong, in the theme's colour for it; hidden while nothing is."""
-
-    def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
-        self.problem = ""
-        self.setTextFormat(Qt.TextFormat.RichText)
-        self.setWordWrap(True)
-        self.setVisible(False)
-
-    def set_problem(self, problem: str) -> None:
-        """Say what is wrong; nothing for an empty text."""
-        self.problem = problem
-        self._write()
-        self.setVisible(bool(problem))
-
-    def changeEvent(self, event: QEvent | None) -> None:
-        """Follow the theme."""
-        super().changeEvent(event)
-        if event is not None and event.type() == QEvent.Type.PaletteChange and self.problem:
-            self._write()
-
-    def _write(self) -> None:
-        # marked up, since a style sheet of its own would drop the margins of napari's
-        theme = Theme.of(self.parentWidget() or self)
-        self.setText(f'<span style="color: {css(theme.warning)}">⚠ {html.escape(self.problem)}</span>')
 
 
 @dataclass
