@@ -82,6 +82,7 @@ class SelfLabelConfig(MethodConfig):
             "calibrate": "off",
         },
     }
+    SIMPLE: ClassVar = ("iterations", "rounds", "axis", "range", "device")
 
     encoder: str = Field(PLAIN, description="plain, anderson (the paper's U-Net), or an encoder name of smp.")
     encoder_weights: str = Field(
