@@ -94,6 +94,8 @@ class PaintStore:
         Called from any thread when a plane that was shown empty has been read; the layer should be refreshed.
     memory_bytes : int
         Planes beyond this are dropped once they are on disk.
+    save_after_s : float
+        A plane is saved once nobody painted in it for this long, at most `SAVE_WITHIN_S` after the first stroke.
 
     Attributes
     ----------
@@ -116,6 +118,7 @@ class PaintStore:
         saved: Callable[[], None] = lambda: None,
         loaded: Callable[[], None] = lambda: None,
         memory_bytes: int = _MEMORY_BYTES,
+        save_after_s: float = SAVE_AFTER_S,
     ) -> None:
         self.shape = annotation.shape
         self.axis: Axis = "z"
@@ -124,6 +127,7 @@ class PaintStore:
         self._saved = saved
         self._loaded = loaded
         self._memory_bytes = memory_bytes
+        self._save_after_s = save_after_s
         self._planes: OrderedDict[SliceRef, _Plane] = OrderedDict()
         self._marks: dict[SliceRef, bool] = {}
         self._touched: dict[SliceRef, None] = {}
@@ -331,7 +335,7 @@ class PaintStore:
         """Return in how many seconds the next plane is to be saved; None when there is none."""
         now = time.monotonic()
         times = [
-            min(plane.last_change + SAVE_AFTER_S, plane.first_change + SAVE_WITHIN_S)
+            min(plane.last_change + self._save_after_s, plane.first_change + SAVE_WITHIN_S)
             for plane in self._planes.values()
             if plane.dirty
         ]

@@ -27,6 +27,7 @@ from napari_slicelabel.errors import InputError, SliceLabelError
 from napari_slicelabel.gui import layers as show
 from napari_slicelabel.gui.paint import PaintStore
 from napari_slicelabel.gui.results import ResultArray
+from napari_slicelabel.gui.settings import settings
 from napari_slicelabel.gui.shapes import between
 from napari_slicelabel.gui.state import LayerFacts, ProjectFacts, RunFacts, ScoreBook, Snapshot, resolve
 from napari_slicelabel.gui.tasks import Tasks
@@ -85,10 +86,13 @@ class Session(QObject):
         `snapshot` may be a new one.
     said : Signal(str, bool)
         A message for the user, and whether it is an error.
+    range_chosen : Signal(str)
+        The slices to fill, chosen outside of the form: ``all``, or ``a:b``.
     """
 
     changed = Signal()
     said = Signal(str, bool)
+    range_chosen = Signal(str)
     _saved = Signal()
     _plane_loaded = Signal(str)
     _read_failed = Signal(str)
@@ -100,9 +104,11 @@ class Session(QObject):
         self.volume = volume
         self.config: MethodConfig | None = None
         self.closed = False
-        self.worker = RunWorker(project, self)
+        chosen = settings()
+        self.worker = RunWorker(project, self, refresh_ms=chosen.refresh_ms)
         self.tasks = Tasks(self)
         self._plan = RunPlan()
+        self._planned: object = None
         self._book: ScoreBook | None = None
         self._shown = ""
         self._accepted: set[int] = set()
@@ -129,6 +135,8 @@ class Session(QObject):
             add_classes=self._add_classes,
             saved=self._saved.emit,
             loaded=lambda: self._plane_loaded.emit("labels"),
+            memory_bytes=chosen.memory_mb * 2**20,
+            save_after_s=chosen.autosave_s,
         )
         shape = project.record(volume).shape
         self._results = {
@@ -296,14 +304,30 @@ class Session(QObject):
             self._settle.start()
 
     def _settled(self) -> None:
-        if self.config is not None and not self.worker.state.active:
-            self._plan = plan(self.project, self.config)
+        self._make_plan()
         self.changed.emit()
+
+    def _make_plan(self) -> None:
+        """Plan the run anew, in the background, if the config or the annotated slices are other ones."""
+        config, status = self.config, self.project.annotation(self.volume).status
+        if config is None or self.worker.state.active or self._planned == (config, status):
+            return
+        self._planned = (config, status)
+
+        def done(made: RunPlan) -> None:
+            self._plan = made
+            self.changed.emit()
+
+        self.tasks.start(lambda: plan(self.project, config), done)
 
     def set_config(self, config: MethodConfig) -> None:
         """Take the config that the next run is to have."""
         self.config = config
         self._soon()
+
+    def set_range(self, text: str) -> None:
+        """Fill only these slices from now on: ``all``, or ``a:b``."""
+        self.range_chosen.emit(text)
 
     # -- classes ------------------------------------------------------------------------------------------------------
 

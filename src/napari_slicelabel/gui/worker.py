@@ -147,6 +147,8 @@ class RunWorker(QObject):
     ----------
     project : Project
         What to fill.
+    refresh_ms : int
+        How often the window is told, not below `REDRAW_MS`.
 
     Attributes
     ----------
@@ -162,7 +164,7 @@ class RunWorker(QObject):
     slices_done = Signal(object)
     ended = Signal(object)
 
-    def __init__(self, project: Project, parent: QObject | None = None) -> None:
+    def __init__(self, project: Project, parent: QObject | None = None, *, refresh_ms: int = REDRAW_MS) -> None:
         super().__init__(parent)
         self.state = RunState()
         self._project = project
@@ -178,7 +180,7 @@ class RunWorker(QObject):
         self._pace = _Pace(0, 0, 0.0, 0.0)
         self._clock = 0.0
         self._timer = QTimer(self)
-        self._timer.setInterval(REDRAW_MS)
+        self._timer.setInterval(max(REDRAW_MS, refresh_ms))
         self._timer.timeout.connect(self._drain)
 
     def start(

@@ -41,6 +41,8 @@ class PropagatePanel(Panel):
         self._make_choice()
         self._make_run()
         self._choose_method()
+        workspace.session_changed.connect(self._new_session)
+        self._new_session()
 
     def _make_choice(self) -> None:
         self.method = QComboBox()
@@ -183,6 +185,15 @@ class PropagatePanel(Panel):
         config = self.config()
         if self.session is not None and config is not None:
             self.session.set_config(config)
+
+    def _new_session(self) -> None:
+        if self.session is not None:
+            self.session.range_chosen.connect(self._set_range)
+
+    def _set_range(self, text: str) -> None:
+        if self.form is not None and self.form.is_valid:
+            self.form.set_config(self.form.config().model_copy(update={"range": text}))
+            self._config_changed()
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
