@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from napari.utils.theme import get_theme
 from qtpy.QtCore import Qt, QTimer
-from qtpy.QtGui import QKeySequence, QShortcut
+from qtpy.QtGui import QColor, QKeySequence, QShortcut
 from qtpy.QtWidgets import (
     QFrame,
     QHBoxLayout,
@@ -29,13 +30,11 @@ from napari_slicelabel.gui.panels.volume import VolumePanel
 from napari_slicelabel.gui.problem import ProblemLabel
 from napari_slicelabel.gui.session import KEYS
 from napari_slicelabel.gui.slice_strip import SliceStatus, SliceStrip, StripSnapshot
-from napari_slicelabel.gui.theme import Theme, css, mix
+from napari_slicelabel.gui.theme import contrast, css, mix
 from napari_slicelabel.gui.workspace import Workspace
 
 if TYPE_CHECKING:
     import napari
-    from qtpy.QtCore import QEvent
-
     from napari_slicelabel.gui.state import Snapshot
 
 _MESSAGE_MS = 12_000
@@ -104,6 +103,7 @@ class _Widget(QWidget):
     def __init__(self, viewer: Any, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.workspace = Workspace.of(viewer)
+        viewer.events.theme.connect(self._dress)
         self.setObjectName("slicelabel")
         self.message = text_label()
         self.message.setObjectName("message")
@@ -134,27 +134,30 @@ class _Widget(QWidget):
         super().showEvent(event)
         self.workspace.watch_window(self.window())
 
-    def changeEvent(self, event: QEvent | None) -> None:
-        """Follow the theme."""
-        super().changeEvent(event)
-        if event is not None and event.type() in (event.Type.PaletteChange, event.Type.StyleChange):
-            self._dress()
-
-    def _dress(self) -> None:
-        theme = Theme.of(self)
-        accent = mix(theme.background, theme.predicted, 0.55)
-        hover = mix(theme.background, theme.predicted, 0.7)
-        sheet = (
-            f"QPushButton[primary='true']:enabled {{ background-color: {css(accent)}; color: {css(theme.text)}; }}"
-            f"QPushButton[primary='true']:enabled:hover {{ background-color: {css(hover)}; }}"
-            f"QPushButton:checked {{ background-color: {css(mix(theme.background, theme.text, 0.35))}; }}"
-            f"QToolButton#sectionHeading {{ font-weight: bold; border: none; padding: 5px 2px; }}"
-            f"QLabel#sectionSummary {{ color: {css(theme.muted)}; padding-right: 4px; }}"
-            f"QLabel#hint {{ padding: 7px; border-radius: 4px; background-color: {css(theme.base)}; }}"
-            f"QLabel#message {{ color: {css(theme.muted)}; }}"
+    def _dress(self, _event: object = None) -> None:
+        # from napari's theme by its name: the palette changes with every style sheet, also with this one
+        viewer = self.workspace.viewer
+        if viewer is None:
+            return
+        theme = get_theme(viewer.theme)
+        background, text, highlight = (
+            QColor(color.as_hex(format="long")) for color in (theme.background, theme.text, theme.current)
         )
-        if sheet != self.styleSheet():
-            self.setStyleSheet(sheet)
+        self.setStyleSheet(
+            f"QPushButton[primary='true']:enabled {{ background-color: {css(mix(background, highlight, 0.85))};"
+            f" color: {css(readable_on(mix(background, highlight, 0.85)))}; }}"
+            f"QPushButton[primary='true']:enabled:hover {{ background-color: {css(highlight)}; }}"
+            f"QPushButton:checked {{ background-color: {css(mix(background, text, 0.35))}; }}"
+            f"QToolButton#sectionHeading {{ font-weight: bold; border: none; padding: 5px 2px; }}"
+            f"QLabel#sectionSummary, QLabel#message {{ color: {css(mix(text, background, 0.3))}; padding-right: 4px; }}"
+            f"QLabel#hint {{ padding: 7px; border-radius: 4px; background-color: {css(mix(background, text, 0.12))}; }}"
+        )
+
+
+def readable_on(color: QColor) -> QColor:
+    """Return black or white, whichever stands out more from a colour."""
+    black, white = QColor("black"), QColor("white")
+    return black if contrast(black, color) > contrast(white, color) else white
 
 
 class WorkflowDock(_Widget):

@@ -266,6 +266,7 @@ class RunWorker(QObject):
 
     def _work(self, config: MethodConfig | None, resume: str | None) -> None:
         _be_nice()
+        _import_networks()
         with self._ended, closing(run(self._project, config, resume=resume, stop=self._stop.is_set)) as events:
             self._iterate(events)
 
@@ -368,6 +369,21 @@ def _be_nice() -> None:
     if sys.platform == "linux":
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+
+
+def _import_networks() -> None:
+    """Import what networks are built from, without the compiler that comes with it.
+
+    torch looks for triton, whose library brings its own LLVM. Where OpenGL has loaded another one before (every Mesa
+    driver that draws in software), that crashes the process. Nothing here compiles, so torch may as well not find it.
+    """
+    if sys.platform != "linux" or "triton" in sys.modules or "segmentation_models_pytorch" in sys.modules:
+        return
+    sys.modules["triton"] = None  # type: ignore[assignment]
+    try:
+        import segmentation_models_pytorch  # noqa: F401
+    finally:
+        del sys.modules["triton"]
 
 
 def _thinned(points: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:

@@ -53,26 +53,20 @@ class PropagatePanel(Panel):
         self.method.setToolTip("How labels get from slice to slice.")
         self.method.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.method.currentIndexChanged.connect(lambda _index: self._choose_method())
-        self.device = QComboBox()
-        self.device.setToolTip("Where it is computed, and how much memory is free there.")
-        self.device.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        for device in devices():
-            self.device.addItem(device.text, device.name)
-        self.device.setCurrentIndex(max(0, self.device.findData(settings().device)))
-        self.device.currentIndexChanged.connect(lambda _index: self._config_changed())
         choice = QFormLayout()
         choice.setContentsMargins(0, 0, 0, 0)
         choice.setSpacing(4)
         choice.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         choice.addRow("Method", self.method)
-        choice.addRow("Device", self.device)
         self.column.addLayout(choice)
         self.form: ConfigForm | None = None
         self._forms: dict[str, ConfigForm] = {}
         self.plan = text_label(tip="What the run is going to do; time and memory are estimates.")
+        self.devices = text_label(tip="Where it is computed, and how much memory is free there.")
 
     def _make_run(self) -> None:
         self.column.addWidget(self.plan)
+        self.column.addWidget(self.devices)
         self.resume = button("Go on with the interrupted run", "The run goes on where it was.", self._resume, primary=True)
         self.column.addWidget(self.resume)
         self.run = button("Run", "Label the volume; you can go on working.", self.ask("start_run"), primary=True)
@@ -106,15 +100,15 @@ class PropagatePanel(Panel):
         run, active = new.run, new.run.active
         if old is None or changed(new, old, "project.path"):
             self._config_changed()
-        if changed(new, old, "plan", "run.phase"):
+        if changed(new, old, "plan", "run.phase", "project.path"):
             self._show_plan(new)
         self.run.setVisible(not active)
         self.run.setEnabled(new.can_run)
         for widget in (self.pause, self.stop, self.cancel, self.stage, self.bar, self.overall):
             widget.setVisible(active)
-        for widget in (self.method, self.device, self.form):
-            if widget is not None:
-                widget.setEnabled(not active)
+        self.method.setEnabled(not active)
+        if self.form is not None:
+            self.form.setVisible(not active)
         self.pause.setText("Go on" if run.phase == "paused" else "Pause")
         self.pause.setEnabled(run.phase in ("running", "paused"))
         self.stop.setEnabled(run.phase not in ("stopping", "cancelling"))
@@ -129,7 +123,11 @@ class PropagatePanel(Panel):
 
     def _show_plan(self, snapshot: Snapshot) -> None:
         plan = snapshot.plan
-        self.plan.setVisible(not snapshot.run.active)
+        for label in (self.plan, self.devices):
+            label.setVisible(not snapshot.run.active)
+        wanted = self.form.config().device if self.form is not None and self.form.is_valid else "auto"
+        found = [device for device in devices() if wanted in ("auto", device.name)]
+        self.devices.setText(found[0].text if found else "No GPU here: choose device auto or cpu.")
         if plan.problem or not plan.slices:
             self.plan.setText(plan.problem)
             return
@@ -165,13 +163,12 @@ class PropagatePanel(Panel):
         """Return the config that the form shows; None while something in it does not fit."""
         if self.form is None or not self.form.is_valid:
             return None
-        config = self.form.config()
-        return config.model_copy(update={"device": self.device.currentData()})
+        return self.form.config()
 
     def _choose_method(self) -> None:
         name = self.method.currentData()
         if name not in self._forms:
-            form = ConfigForm(METHODS[name].config())
+            form = ConfigForm(METHODS[name].config(device=settings().device))
             form.config_changed.connect(lambda _config: self._config_changed())
             form.validity_changed.connect(lambda _valid: self._config_changed())
             self.column.insertWidget(1, form)
