@@ -148,7 +148,7 @@ def test_the_cells(queue: ReviewQueue) -> None:
         ["z 99", "?", "?", "to do"],
     ]
     queue.set_items((*ITEMS, ReviewItem("other", "z", 31)))
-    assert queue.model.data(queue.model.index(6, 0)) == "other  z 31"
+    assert queue.model.data(queue.model.index(6, 0)) == "other z 31"
 
 
 def test_pictures(show: Show, shoot: Shoot, theme: str) -> None:

@@ -163,7 +163,7 @@ def test_the_row_says_it_all(slice_list: SliceList) -> None:
     tip = slice_list.model.data(slice_list.model.index(1), Qt.ItemDataRole.ToolTipRole)
     assert tip == "Rank 2: z 7, painting; with those before it stands for 58% of the volume"
     slice_list.set_slices((SLICES[0], ProposedSlice("other", "z", 3)))
-    assert slice_list.model.data(slice_list.model.index(1)) == "other  z 3"
+    assert slice_list.model.data(slice_list.model.index(1)) == "other z 3"
 
 
 def test_pictures(qtbot: QtBot, show: Show, shoot: Shoot, theme: str) -> None:

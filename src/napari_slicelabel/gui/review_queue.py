@@ -134,7 +134,7 @@ class ReviewModel(QAbstractTableModel):
     def _text(self, item: ReviewItem, column: int) -> str:
         if column == _SLICE:
             name = f"{item.axis} {item.index}"
-            return f"{item.volume}  {name}" if self._several_volumes else name
+            return f"{item.volume} {name}" if self._several_volumes else name
         if column == _STATE:
             return item.state
         value = item.expected_dice if column == _DICE else item.gain
@@ -312,6 +312,7 @@ class ReviewQueue(QWidget):
         table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         table.setShowGrid(False)
+        table.setWordWrap(False)
         table.setTextElideMode(Qt.TextElideMode.ElideLeft)  # the number of a slice says more than its volume
         table.setTabKeyNavigation(False)
         table.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
@@ -323,7 +324,7 @@ class ReviewQueue(QWidget):
         rows.setDefaultSectionSize(_ROW_PX)
         header.setHighlightSections(False)
         header.setSectionResizeMode(_SLICE, QHeaderView.ResizeMode.Stretch)
-        for column, width in ((_DICE, 44), (_GAIN, 48), (_STATE, 86)):
+        for column, width in ((_DICE, 44), (_GAIN, 46), (_STATE, 82)):
             header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
             table.setColumnWidth(column, width)
         table.clicked.connect(self._tell_chosen)

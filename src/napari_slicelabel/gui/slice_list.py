@@ -113,7 +113,7 @@ class SliceModel(QAbstractListModel):
     def title(self, item: ProposedSlice) -> str:
         """Return the name of a slice; with its volume where there are several."""
         name = f"{item.axis} {item.index}"
-        return f"{item.volume}  {name}" if self._several_volumes else name
+        return f"{item.volume} {name}" if self._several_volumes else name
 
     @staticmethod
     def subtitle(item: ProposedSlice) -> str:
