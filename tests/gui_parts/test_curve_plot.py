@@ -93,7 +93,7 @@ def test_tool_tip_has_both_values(qtbot: QtBot, show: Show) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "top"), [([], 1.0), ([0.5] * 10, 1.0), ([100.0] + [0.9] * 99, 1.0), ([3e-7], 4e-7), ([0.0], 1e-9)]
+    ("values", "top"), [([], 1.0), ([0.5] * 10, 0.6), ([100.0] + [0.9] * 99, 1.0), ([3e-7], 4e-7), ([0.0], 1e-9)]
 )
 def test_the_loss_fits(values: list[float], top: float) -> None:
     assert _round_up(_usual_top(values)) == pytest.approx(top)
