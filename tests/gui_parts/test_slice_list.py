@@ -102,6 +102,13 @@ def test_what_is_complete_cannot_be_skipped(qtbot: QtBot, slice_list: SliceList)
         qtbot.keyClick(slice_list.view, Qt.Key.Key_S)
 
 
+def test_the_focus_alone_chooses_nothing(qtbot: QtBot, slice_list: SliceList) -> None:
+    slice_list.view.setFocus()
+    with qtbot.assertNotEmitted(slice_list.slice_skipped):
+        qtbot.keyClick(slice_list.view, Qt.Key.Key_S)
+    assert slice_list.current is None
+
+
 def test_a_new_order_keeps_the_choice(qtbot: QtBot, slice_list: SliceList) -> None:
     click(qtbot, slice_list, 1)
     with qtbot.assertNotEmitted(slice_list.slice_chosen):
@@ -156,7 +163,7 @@ def test_the_row_says_it_all(slice_list: SliceList) -> None:
     tip = slice_list.model.data(slice_list.model.index(1), Qt.ItemDataRole.ToolTipRole)
     assert tip == "Rank 2: z 7, painting; with those before it stands for 58% of the volume"
     slice_list.set_slices((SLICES[0], ProposedSlice("other", "z", 3)))
-    assert slice_list.model.data(slice_list.model.index(1)) == "other  z 3"
+    assert slice_list.model.data(slice_list.model.index(1)) == "other z 3"
 
 
 def test_pictures(qtbot: QtBot, show: Show, shoot: Shoot, theme: str) -> None:

@@ -71,14 +71,15 @@ def paint_frame(painter: QPainter, theme: Theme, axes: Axes) -> None:
     painter.drawLine(area.topLeft(), area.bottomLeft())
 
 
-def paint_x_numbers(painter: QPainter, theme: Theme, axes: Axes, ticks: Sequence[float]) -> None:
-    """Paint whole numbers under the frame."""
+def paint_x_numbers(painter: QPainter, theme: Theme, axes: Axes, ticks: Sequence[float], right: float) -> None:
+    """Paint numbers under the frame, none of them beyond the pixel `right`."""
     metrics = QFontMetricsF(painter.font())
     painter.setPen(theme.muted)
     for tick in ticks:
         text = f"{tick:g}"
         width = metrics.horizontalAdvance(text)
-        painter.drawText(QPointF(axes.left(tick) - width / 2, axes.area.bottom() + metrics.ascent() + 2), text)
+        left = min(axes.left(tick) - width / 2, right - width)
+        painter.drawText(QPointF(left, axes.area.bottom() + metrics.ascent() + 2), text)
 
 
 def paint_y_numbers(

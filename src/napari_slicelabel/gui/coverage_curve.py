@@ -132,7 +132,7 @@ class CoverageCurve(QWidget):
     def _paint_numbers(self, painter: QPainter, theme: Theme, axes: Axes) -> None:
         paint_y_numbers(painter, theme, axes, (0.0, 0.5, 1.0), lambda share: f"{share * 100:.0f} %")
         ticks = nice_ticks(0, len(self._coverage), max(2, int(axes.area.width() // 40)))
-        paint_x_numbers(painter, theme, axes, [tick for tick in ticks if tick == int(tick)])
+        paint_x_numbers(painter, theme, axes, [tick for tick in ticks if tick == int(tick)], self.width() - 1)
         paint_frame(painter, theme, axes)
 
     def _paint_curve(self, painter: QPainter, theme: Theme, axes: Axes) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import html
+from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import QLabel, QWidget
 
 from napari_slicelabel.gui.theme import Theme, css
+
+if TYPE_CHECKING:
+    from qtpy.QtGui import QShowEvent
 
 
 class ProblemLabel(QLabel):
@@ -25,6 +29,11 @@ class ProblemLabel(QLabel):
         self.problem = problem
         self._write()
         self.setVisible(bool(problem))
+
+    def showEvent(self, event: QShowEvent | None) -> None:
+        """Take the colour of the window: a style sheet reaches a widget only when it is shown."""
+        super().showEvent(event)
+        self._write()
 
     def changeEvent(self, event: QEvent | None) -> None:
         """Follow the theme."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
-    from qtpy.QtGui import QKeyEvent, QPaintEvent, QResizeEvent
+    from qtpy.QtGui import QFocusEvent, QKeyEvent, QPaintEvent, QResizeEvent
 
 ProposalStatus = Literal["proposed", "painting", "complete", "skipped"]
 
@@ -113,7 +113,7 @@ class SliceModel(QAbstractListModel):
     def title(self, item: ProposedSlice) -> str:
         """Return the name of a slice; with its volume where there are several."""
         name = f"{item.axis} {item.index}"
-        return f"{item.volume}  {name}" if self._several_volumes else name
+        return f"{item.volume} {name}" if self._several_volumes else name
 
     @staticmethod
     def subtitle(item: ProposedSlice) -> str:
@@ -133,9 +133,10 @@ class SliceDelegate(QStyledItemDelegate):
         self.initStyleOption(option, index)
         option.text = ""
         view, model = option.widget, index.model()
-        style = view.style() if view is not None else None
-        if painter is None or view is None or style is None or not isinstance(model, SliceModel):
+        if painter is None or not isinstance(model, SliceModel):
             return
+        style = view.style()
+        assert style is not None
         style.drawControl(style.ControlElement.CE_ItemViewItem, option, painter, view)
         painter.save()
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
@@ -235,6 +236,13 @@ class _View(QListView):
         super().keyPressEvent(event)
         if self.currentIndex() != before:
             self.moved_by_key.emit(self.currentIndex())
+
+    def focusInEvent(self, event: QFocusEvent | None) -> None:
+        """Take the focus without choosing a row; S must not skip a slice that was never seen."""
+        had_none = not self.currentIndex().isValid()
+        super().focusInEvent(event)
+        if had_none:
+            self.setCurrentIndex(QModelIndex())
 
     def scrollContentsBy(self, dx: int, dy: int) -> None:
         """Scroll, and tell."""
