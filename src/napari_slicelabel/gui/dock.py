@@ -35,6 +35,7 @@ from napari_slicelabel.gui.workspace import Workspace
 
 if TYPE_CHECKING:
     import napari
+
     from napari_slicelabel.gui.state import Snapshot
 
 _MESSAGE_MS = 12_000
@@ -114,7 +115,8 @@ class _Widget(QWidget):
         self._fade.timeout.connect(lambda: self.message.setVisible(False))
         self.message.setVisible(False)
         self.workspace.said.connect(self._say)
-        for key, name in (*KEYS, ("Escape", "discard_preview")):
+        own = {"N", "S", "J", "K", "A", "C", "G"}  # the lists have these themselves
+        for key, name in (*((key, name) for key, name in KEYS if key not in own), ("Escape", "discard_preview")):
             shortcut = QShortcut(QKeySequence(key.replace("Control", "Ctrl").replace("-", "+")), self)
             shortcut.setContext(Qt.ShortcutContext.WidgetWithChildrenShortcut)
             shortcut.activated.connect(lambda name=name: self._call(name))
@@ -285,7 +287,9 @@ def strip_snapshot(snapshot: Snapshot, span: tuple[int, int] | None = None) -> S
     proposed = [row.ref.index for row in snapshot.proposals if row.ref.axis == axis and row.state == "proposed"]
     status[proposed] |= SliceStatus.PROPOSED
     current = snapshot.layers.current.index if snapshot.layers.current else 0
-    return StripSnapshot(axis, status, confidence, current, span if span and span[1] <= depth else None, origins=origins)
+    return StripSnapshot(
+        axis, status, confidence, current, span if span and span[1] <= depth else None, origins=origins
+    )
 
 
 class _Single(_Widget):
@@ -346,5 +350,3 @@ class ReviewWidget(_Single):
     """Review slices and export."""
 
     kind = ReviewPanel
-
-

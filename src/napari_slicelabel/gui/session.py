@@ -5,23 +5,21 @@ A session belongs to its `Workspace`, not to a widget: docks may be closed and o
 
 from __future__ import annotations
 
-import csv
 import json
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from qtpy.QtCore import QObject, Qt, QTimer, Signal
+from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
 from napari_slicelabel.data.classes import PAINTED_BACKGROUND, LabelClass, default_color
 from napari_slicelabel.data.files import write_text
-from napari_slicelabel.engine.context import SLICES_NAME, run_store
+from napari_slicelabel.engine.context import run_store
+from napari_slicelabel.engine.events import SliceDone
 from napari_slicelabel.engine.export import export
 from napari_slicelabel.engine.plan import RunPlan, plan
 from napari_slicelabel.engine.record import JOURNAL_NAME, RunRecord, read_events
-from napari_slicelabel.engine.events import SliceDone
 from napari_slicelabel.engine.select import Ranking, rank
 from napari_slicelabel.errors import InputError, SliceLabelError
 from napari_slicelabel.gui import layers as show
@@ -59,6 +57,7 @@ KEYS: tuple[tuple[str, str], ...] = (
     ("J", "next_review"),
     ("K", "previous_review"),
     ("A", "accept"),
+    ("C", "correct"),
     ("G", "flag"),
     ("Control-Z", "undo"),
     ("Control-Shift-Z", "redo"),
@@ -581,9 +580,7 @@ class Session(QObject):
                 return
             work = max(1, size.steps + size.predictions)
             pace = size.seconds / work
-            self.worker.start(
-                config, steps=size.steps, predictions=size.predictions, step_s=pace, prediction_s=pace
-            )
+            self.worker.start(config, steps=size.steps, predictions=size.predictions, step_s=pace, prediction_s=pace)
 
         self.tasks.start(self.store.flush, go)
 
@@ -710,21 +707,31 @@ class Session(QObject):
 
     def accept(self) -> None:
         """Copy the prediction of this slice to where no human settled anything, and count the slice as complete."""
+        self._take_prediction(complete=True)
+
+    def correct(self) -> None:
+        """Copy the prediction of this slice to where no human settled anything, to be painted over."""
+        self._take_prediction(complete=False)
+
+    def _take_prediction(self, *, complete: bool) -> None:
         ref, book = self.current, self._book
         if ref is None or book is None or ref.axis != book.axis or not np.isfinite(book.scores.confidence[ref.index]):
-            self.say("No prediction to accept in this slice.")
+            self.say("No prediction in this slice.")
             return
 
         def work() -> tuple[Change, ...]:
             predicted = self._results["prediction"].read_plane(ref)
             free, values = ~self.store.known(ref), self.store.read_plane(ref)
             values[free] = predicted[free]
-            return self.store.change([(ref, values, True)])
+            return self.store.change([(ref, values, True if complete else None)])
 
-        self._accepted.add(ref.index)
-        self._flagged.discard(ref.index)
-        self._save_review()
-        self._operate(work, f"Accepted {ref}. It counts as painted by you; undo takes it back.")
+        if complete:
+            self._accepted.add(ref.index)
+            self._flagged.discard(ref.index)
+            self._save_review()
+            self._operate(work, f"Accepted {ref}. It counts as painted by you; undo takes it back.")
+        else:
+            self._operate(work, f"The prediction of {ref} is yours to correct. Then mark it complete (D).")
 
     def flag(self) -> None:
         """Keep this slice in the queue for later, or take the flag away."""

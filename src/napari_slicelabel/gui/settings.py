@@ -38,8 +38,8 @@ def settings() -> Settings:
         # napari 0.8
         return Settings()
     try:
-        kept = get_plugin_settings(PLUGIN)
-    except KeyError:
+        kept = get_plugin_settings(PLUGIN).labelling
+    except (KeyError, AttributeError):
         # not installed as a plugin: a test, or a checkout on the path
         return Settings()
     return Settings(

@@ -149,12 +149,12 @@ class LayerFacts:
 
 @dataclass(frozen=True, slots=True)
 class ProposalRow:
-    """A proposed slice and what became of it."""
+    """A proposed slice, what became of it, and what it and all before it stand for."""
 
     rank: int
     ref: SliceRef
     state: SliceState
-    gain: float | None
+    coverage: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,9 +324,8 @@ def _proposals(project: ProjectFacts) -> list[ProposalRow]:
             state = "skipped"
         elif ref.index in project.painted[ref.axis]:
             state = "painting"
-        before = project.coverage[rank - 2] if rank > 1 and len(project.coverage) >= rank else 0.0
-        gain = project.coverage[rank - 1] - before if len(project.coverage) >= rank else None
-        rows.append(ProposalRow(rank, ref, state, gain))
+        coverage = project.coverage[rank - 1] if len(project.coverage) >= rank else None
+        rows.append(ProposalRow(rank, ref, state, coverage))
     return rows
 
 

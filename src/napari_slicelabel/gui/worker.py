@@ -217,9 +217,7 @@ class RunWorker(QObject):
         self._pace = _Pace(steps, predictions, step_s, prediction_s)
         self._clock = time.monotonic()
         self.state = RunState(phase="starting", run_id=resume or "")
-        self._thread = threading.Thread(
-            target=self._work, args=(config, resume), name="slicelabel-run", daemon=True
-        )
+        self._thread = threading.Thread(target=self._work, args=(config, resume), name="slicelabel-run", daemon=True)
         self._thread.start()
         self._timer.start()
         self.changed.emit()
@@ -298,7 +296,8 @@ class RunWorker(QObject):
                 state = self._progressed(state, event, when)
             elif isinstance(event, Metric):
                 if event.name == "loss":
-                    loss.append((event.step, event.value))
+                    # each stage counts its steps anew; the curve goes on
+                    loss.append((state.steps, event.value))
                 elif event.name == "held_out_dice":
                     held_out.append((state.steps, event.value))
             elif isinstance(event, Started):
@@ -338,9 +337,7 @@ class RunWorker(QObject):
             steps += 1
         elif event.stage == "calibrate":
             self._pace.prediction(when)
-        return replace(
-            state, stage=event.stage, message=event.message, done=event.done, total=event.total, steps=steps
-        )
+        return replace(state, stage=event.stage, message=event.message, done=event.done, total=event.total, steps=steps)
 
     def _end(self) -> None:
         self._timer.stop()
@@ -390,4 +387,3 @@ def _thinned(points: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
     while len(points) > _MOST_POINTS:
         points = points[::2]
     return tuple(points)
-

@@ -11,6 +11,7 @@ from qtpy.QtCore import QEvent, QObject, QTimer, Signal
 from qtpy.QtWidgets import QApplication
 
 from napari_slicelabel.data.project import Project
+from napari_slicelabel.engine.plan import RunPlan
 from napari_slicelabel.errors import SliceLabelError
 from napari_slicelabel.gui.layers import KEY
 from napari_slicelabel.gui.session import Session, open_session
@@ -18,8 +19,6 @@ from napari_slicelabel.gui.starting import ImageFacts, start_project
 from napari_slicelabel.gui.state import LayerFacts, Snapshot, resolve
 from napari_slicelabel.gui.tasks import Tasks
 from napari_slicelabel.gui.worker import RunState
-
-from napari_slicelabel.engine.plan import RunPlan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,9 +133,7 @@ class Workspace(QObject):
             return
         reference = weakref.ref(getattr(layer, "__wrapped__", layer))
         self._set_busy("Preparing the project ...")
-        self._tasks.start(
-            lambda: start_project(facts, folder, classes), lambda found: self._begin(*found, reference())
-        )
+        self._tasks.start(lambda: start_project(facts, folder, classes), lambda found: self._begin(*found, reference()))
 
     def open_project(self, path: Path, volume: str = "", layer: Any = None) -> None:
         """Open a project folder and go on with it."""

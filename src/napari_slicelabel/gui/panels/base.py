@@ -87,6 +87,8 @@ def button(text: str, tip: str, slot: Callable[[], None], *, key: str = "", prim
     """Return a button that shows its key."""
     made = QPushButton(f"{text}  ({key})" if key else text)
     made.setToolTip(f"{tip} Key: {key}, while the labels layer is selected." if key else tip)
+    # a click leaves the focus on the canvas, where the keys are
+    made.setFocusPolicy(Qt.FocusPolicy.TabFocus)
     made.clicked.connect(lambda _checked=False: slot())
     made.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
     made.setMinimumWidth(60)

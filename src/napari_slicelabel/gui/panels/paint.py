@@ -62,7 +62,9 @@ class PaintPanel(Panel):
         )
         self.column.addLayout(grid([self.copy, self.background, self.shapes, self.undo]))
         self.previewed = text_label()
-        self.put_in = button("Put in", "Copy the previewed shapes into the annotation.", self.ask("apply_preview"), key="S")
+        self.put_in = button(
+            "Put in", "Copy the previewed shapes into the annotation.", self.ask("apply_preview"), key="S"
+        )
         self.discard = button("Discard", "Forget the preview. Key in this dock: Esc.", self.ask("discard_preview"))
         self.column.addWidget(self.previewed)
         self.column.addLayout(grid([self.put_in, self.discard]))

@@ -8,6 +8,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QComboBox, QFormLayout, QProgressBar, QWidget
 
 from napari_slicelabel.engine.methods import METHODS
+from napari_slicelabel.gui.curve_plot import CurvePlot
 from napari_slicelabel.gui.devices import devices
 from napari_slicelabel.gui.forms import ConfigForm
 from napari_slicelabel.gui.panels.base import Panel, button, changed, duration, grid, size, text_label
@@ -38,6 +39,8 @@ class PropagatePanel(Panel):
 
     def __init__(self, workspace: Workspace, parent: QWidget | None = None) -> None:
         super().__init__(workspace, parent)
+        self._shown_loss: tuple[tuple[int, float], ...] = ()
+        self._shown_dice: tuple[tuple[int, float], ...] = ()
         self._make_choice()
         self._make_run()
         self._choose_method()
@@ -67,20 +70,24 @@ class PropagatePanel(Panel):
     def _make_run(self) -> None:
         self.column.addWidget(self.plan)
         self.column.addWidget(self.devices)
-        self.resume = button("Go on with the interrupted run", "The run goes on where it was.", self._resume, primary=True)
+        self.resume = button(
+            "Go on with the interrupted run", "The run goes on where it was.", self._resume, primary=True
+        )
         self.column.addWidget(self.resume)
         self.run = button("Run", "Label the volume; you can go on working.", self.ask("start_run"), primary=True)
         self.pause = button("Pause", "Hold the run; nothing is lost.", self._pause)
-        self.stop = button("Stop and keep", "End early; what is labelled stays and the run can go on later.", self._stop)
+        self.stop = button("Stop and keep", "End early; labels stay, and it can go on later.", self._stop)
         self.cancel = button("Cancel", "End at once; slices written so far stay.", self._cancel)
         self.column.addWidget(self.run)
-        self.column.addLayout(grid([self.pause, self.stop, self.cancel], 3))
+        self.column.addLayout(grid([self.pause, self.stop]))
+        self.column.addWidget(self.cancel)
         self.stage = text_label()
         self.bar = QProgressBar()
         self.bar.setTextVisible(True)
         self.overall = text_label()
-        self.curve = text_label(
-            tip="Loss: how far the network is from the labels it learns from, lower is better."
+        self.curve = CurvePlot()
+        self.curve.setToolTip(
+            "Loss: how far the network is from the labels it learns from, lower is better."
             " Held-out Dice: how well it labels painted slices that it was not shown, 1 is perfect."
         )
         self.error = ProblemLabel()
@@ -148,13 +155,10 @@ class PropagatePanel(Panel):
             self.bar.setFormat(f"{run.done} / {run.total}")
             left = f" · about {duration(run.left_s)} left" if run.left_s else ""
             self.overall.setText(f"{run.written} of {run.slices} slices · {duration(run.seconds)}{left}")
-        parts = []
-        if run.loss:
-            parts.append(f"loss {run.loss[-1][1]:.3f}")
-        if run.held_out:
-            parts.append(f"held-out Dice {run.held_out[-1][1]:.2f}")
-        self.curve.setText(" · ".join(parts))
-        self.curve.setVisible(bool(parts))
+        if run.loss != self._shown_loss or run.held_out != self._shown_dice:
+            self._shown_loss, self._shown_dice = run.loss, run.held_out
+            self.curve.set_points(run.loss, run.held_out)
+        self.curve.setVisible(bool(run.loss or run.held_out))
         self.error.set_problem(run.error if run.phase == "failed" else "")
 
     # -- config -------------------------------------------------------------------------------------------------------

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qtpy.QtWidgets import QCheckBox, QFileDialog, QListWidget, QListWidgetItem, QWidget
+from qtpy.QtWidgets import QCheckBox, QFileDialog, QWidget
 
 from napari_slicelabel.data.boxes import SliceRef
-from napari_slicelabel.gui.panels.base import Panel, button, changed, grid, text_label
+from napari_slicelabel.gui.panels.base import Panel, button, changed, text_label
+from napari_slicelabel.gui.review_queue import ReviewItem, ReviewQueue
 
 if TYPE_CHECKING:
-    from napari_slicelabel.gui.state import ReviewRow, Snapshot, Step
+    from napari_slicelabel.gui.state import Snapshot, Step
     from napari_slicelabel.gui.workspace import Workspace
 
 _MOST_ROWS = 200
@@ -35,26 +36,17 @@ class ReviewPanel(Panel):
         self.show_confidence.setToolTip("Bright: the label of the voxel is probably right. Dark: doubtful.")
         self.show_confidence.toggled.connect(self._show_confidence)
         self.column.addWidget(self.show_confidence)
-        self.list = QListWidget()
-        self.list.setToolTip("Slices to review, by what correcting one would add to the volume. Click to go there.")
-        self.list.setUniformItemSizes(True)
-        self.list.itemClicked.connect(self._jump)
-        self.column.addWidget(self.list)
-        self.previous = button("Back", "The doubtful slice before.", self.ask("previous_review"), key="K")
-        self.next = button("Next", "The next doubtful slice.", self.ask("next_review"), key="J")
-        self.accept = button(
-            "Accept",
-            "The prediction of this slice is right, or you corrected it: copy it to where you did not paint, and count"
-            " the slice as complete. Undo takes it back.",
-            self.ask("accept"),
-            key="A",
-            primary=True,
-        )
-        self.flag = button("Flag", "Keep the slice in the list for later.", self.ask("flag"), key="G")
-        self.column.addLayout(grid([self.previous, self.next, self.accept, self.flag]))
+        self.queue = ReviewQueue()
+        self.queue.slice_chosen.connect(lambda _volume, axis, index: self._jump(SliceRef(axis, index)))
+        for signal, name in (
+            (self.queue.slice_accepted, "accept"),
+            (self.queue.slice_corrected, "correct"),
+            (self.queue.slice_flagged, "flag"),
+        ):
+            signal.connect(lambda _volume, axis, index, name=name: self._decide(name, SliceRef(axis, index)))
+        self.column.addWidget(self.queue)
         self.export = button("Export labels …", "Write the labels to a file that other programs open.", self._export)
         self.column.addWidget(self.export)
-        self._rows: tuple[ReviewRow, ...] = ()
 
     def summary(self, snapshot: Snapshot) -> str:
         """Return how many slices are doubtful."""
@@ -70,31 +62,34 @@ class ReviewPanel(Panel):
         self.show_confidence.setEnabled(new.layers.confidence)
         if changed(new, old, "mean_confidence", "stale", "queue", "project.scores"):
             self.status.setText(_status(new) if has_scores else "Nothing is predicted yet.")
-        if changed(new, old, "queue"):
-            self._fill(new.queue)
-        if changed(new, old, "layers.current", "queue") and new.layers.current is not None:
-            place = next((k for k, row in enumerate(self._rows) if row.index == new.layers.current.index), -1)
-            self.list.setCurrentRow(place)
-        self.next.setEnabled(bool(new.queue))
-        self.previous.setEnabled(bool(new.queue))
+        if changed(new, old, "queue", "project.scores", "project.accepted") and project is not None and project.scores:
+            self.queue.set_items(
+                [
+                    ReviewItem(
+                        project.volume,
+                        project.scores.axis,
+                        row.index,
+                        row.confidence,
+                        row.gain,
+                        "flagged" if row.flagged else "to do",
+                    )
+                    for row in new.queue[:_MOST_ROWS]
+                ]
+            )
+            self.queue.setVisible(bool(new.queue))
+        current = new.layers.current
+        if changed(new, old, "layers.current") and current is not None and project is not None:
+            self.queue.set_current(project.volume, current.axis, current.index)
 
-    def _fill(self, queue: tuple[ReviewRow, ...]) -> None:
-        self._rows = queue[:_MOST_ROWS]
-        self.list.clear()
-        for row in self._rows:
-            mark = "⚑ " if row.flagged else ""
-            item = QListWidgetItem(f"{mark}slice {row.index}   expected Dice {row.confidence:.2f}")
-            item.setToolTip(f"Correcting it would repair about {row.gain:.1f} slices around it.")
-            self.list.addItem(item)
-        self.list.setVisible(bool(queue))
-        height = self.list.sizeHintForRow(0) if queue else 20
-        self.list.setFixedHeight(min(len(self._rows), 6) * max(18, height) + 6)
+    def _jump(self, ref: SliceRef) -> None:
+        if self.session is not None:
+            self.session.jump(ref)
 
-    def _jump(self, item: QListWidgetItem) -> None:
-        session = self.session
-        if session is not None and session.snapshot.project is not None and session.snapshot.project.scores:
-            axis = session.snapshot.project.scores.axis
-            session.jump(SliceRef(axis, self._rows[self.list.row(item)].index))
+    def _decide(self, name: str, ref: SliceRef) -> None:
+        if self.session is not None:
+            if self.session.current != ref:
+                self.session.jump(ref)
+            getattr(self.session, name)()
 
     def _show_confidence(self, shown: bool) -> None:
         if self.session is not None and self.session.confidence is not None:
@@ -115,5 +110,3 @@ def _status(snapshot: Snapshot) -> str:
     mean = f"Expected Dice {snapshot.mean_confidence:.2f} on average" if snapshot.mean_confidence is not None else ""
     stale = f"{len(snapshot.stale)} slices are stale: run again to take in what you painted" if snapshot.stale else ""
     return ". ".join(part for part in (mean, stale) if part) or "All slices are yours."
-
-

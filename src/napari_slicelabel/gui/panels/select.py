@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QComboBox, QFormLayout, QListWidget, QListWidgetItem, QSpinBox, QWidget
+from qtpy.QtWidgets import QComboBox, QFormLayout, QSpinBox, QWidget
 
-from napari_slicelabel.data.boxes import AXES
+from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
 from napari_slicelabel.engine.select import SELECTORS
-from napari_slicelabel.gui.panels.base import Panel, button, changed, grid
+from napari_slicelabel.gui.coverage_curve import CoverageCurve
+from napari_slicelabel.gui.panels.base import Panel, button, changed
+from napari_slicelabel.gui.slice_list import ProposedSlice, SliceList
 
 if TYPE_CHECKING:
-    from napari_slicelabel.gui.state import ProposalRow, Snapshot, Step
+    from numpy.typing import NDArray
+
+    from napari_slicelabel.data.volume import Volume
+    from napari_slicelabel.gui.state import Snapshot, Step
     from napari_slicelabel.gui.workspace import Workspace
 
-_MARKS = {"proposed": "○", "painting": "◐", "complete": "●", "skipped": "–"}
-_WORDS = {"proposed": "to paint", "painting": "begun", "complete": "complete", "skipped": "skipped"}
+_THUMBNAIL_PX = 96
 
 
 class SelectPanel(Panel):
@@ -49,15 +54,15 @@ class SelectPanel(Panel):
         self.column.addLayout(form)
         self.propose = button("Propose slices", "Rank the slices and go to the first one.", self._propose, primary=True)
         self.column.addWidget(self.propose)
-        self.list = QListWidget()
-        self.list.setToolTip("Proposed slices, the most worthwhile first. Click to go there.")
-        self.list.setUniformItemSizes(True)
-        self.list.itemClicked.connect(self._jump)
+        self.coverage = CoverageCurve()
+        self.coverage.setToolTip("How much of the volume the proposed slices stand for. Click to choose a budget.")
+        self.coverage.budget_chosen.connect(self.budget.setValue)
+        self.column.addWidget(self.coverage)
+        self.list = SliceList()
+        self.list.slice_chosen.connect(lambda _volume, axis, index: self._jump(SliceRef(axis, index)))
+        self.list.slice_skipped.connect(self._skip)
+        self.list.thumbnails_wanted.connect(self._read_thumbnails)
         self.column.addWidget(self.list)
-        self.next = button("Next", "Go to the next proposed slice.", self.ask("next_proposal"), key="N")
-        self.skip = button("Skip", "Leave the chosen proposal out, or take it in again.", self._skip)
-        self.column.addLayout(grid([self.next, self.skip]))
-        self._rows: tuple[ProposalRow, ...] = ()
 
     def summary(self, snapshot: Snapshot) -> str:
         """Return how many proposals are done."""
@@ -67,35 +72,52 @@ class SelectPanel(Panel):
     def apply(self, new: Snapshot, old: Snapshot | None) -> None:
         """Show what differs."""
         self.setEnabled(new.project is not None)
-        if changed(new, old, "proposals"):
-            self._fill(new.proposals)
-        if changed(new, old, "layers.current", "proposals") and new.layers.current is not None:
-            place = next((k for k, row in enumerate(self._rows) if row.ref == new.layers.current), -1)
-            self.list.setCurrentRow(place)
-
-    def _fill(self, rows: tuple[ProposalRow, ...]) -> None:
-        self._rows = rows
-        self.list.clear()
-        for row in rows:
-            gain = f"   +{row.gain:.0%}" if row.gain is not None else ""
-            item = QListWidgetItem(f"{_MARKS[row.state]}  {row.rank}.  slice {row.ref}   {_WORDS[row.state]}{gain}")
-            item.setData(Qt.ItemDataRole.UserRole, row.rank - 1)
-            self.list.addItem(item)
-        for widget in (self.list, self.next, self.skip):
-            widget.setVisible(bool(rows))
-        height = self.list.sizeHintForRow(0) if rows else 20
-        self.list.setFixedHeight(min(len(rows), 6) * max(18, height) + 6)
+        project = new.project
+        if changed(new, old, "proposals", "project.path") and project is not None:
+            rows = new.proposals
+            self.list.setVisible(bool(rows))
+            self.list.set_slices(
+                [ProposedSlice(project.volume, r.ref.axis, r.ref.index, r.state, r.coverage) for r in rows]
+            )
+            self.list.setFixedHeight(min(len(rows), 4) * 52 + 46)
+            coverage = project.coverage
+            self.coverage.setVisible(bool(coverage))
+            done = sum(row.state == "complete" for row in rows)
+            self.coverage.set_coverage(coverage, self.budget.value(), done)
+        current = new.layers.current
+        if changed(new, old, "layers.current") and current is not None and project is not None:
+            self.list.set_current(project.volume, current.axis, current.index)
 
     def _propose(self) -> None:
         if self.session is not None:
             method, axis = self.method.currentData(), self.axis.currentText()
             self.session.propose(method, self.budget.value(), axis)  # type: ignore[arg-type]
 
-    def _jump(self, item: QListWidgetItem) -> None:
+    def _jump(self, ref: SliceRef) -> None:
         if self.session is not None:
-            self.session.jump(self._rows[item.data(Qt.ItemDataRole.UserRole)].ref)
+            self.session.jump(ref)
 
-    def _skip(self) -> None:
-        row = self.list.currentRow()
-        if self.session is not None and 0 <= row < len(self._rows):
-            self.session.skip(self._rows[row].ref)
+    def _skip(self, _volume: str, axis: Axis, index: int, _skipped: bool) -> None:
+        if self.session is not None:
+            self.session.skip(SliceRef(axis, index))
+
+    def _read_thumbnails(self, keys: tuple[tuple[str, Axis, int], ...]) -> None:
+        session = self.session
+        if session is None:
+            return
+        for key in keys:
+            volume = session.project.volume(key[0])
+            session.tasks.start(
+                lambda volume=volume, key=key: thumbnail(volume, SliceRef(key[1], key[2])),
+                lambda image, key=key: self.list.set_thumbnail(key, image),
+            )
+
+
+def thumbnail(volume: Volume, ref: SliceRef) -> NDArray[np.uint8]:
+    """Return a small grey picture of a slice, from its first channel."""
+    plane = volume.read_slice(ref)[0, 0]
+    step = max(1, max(plane.shape) // _THUMBNAIL_PX)
+    small = plane[::step, ::step].astype(np.float32)
+    intensity = volume.intensity()
+    low, high = intensity.low[0], intensity.high[0]
+    return np.clip((small - low) / (high - low) * 255, 0, 255).astype(np.uint8)

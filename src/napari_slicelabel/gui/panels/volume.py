@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from napari_slicelabel.gui.state import ProjectFacts, Snapshot, Step
     from napari_slicelabel.gui.workspace import Workspace
 
+_TIMES = " \N{MULTIPLICATION SIGN} "
 _SIGNS = {"nanometer": "nm", "micrometer": "µm", "millimeter": "mm", "pixel": "px"}
 
 
@@ -47,7 +48,7 @@ class VolumePanel(Panel):
         self.images.currentTextChanged.connect(self._suggest)
         self.folder = QLineEdit()
         self.folder.setToolTip(
-            f"The project: a folder ending in {SUFFIX} that keeps labels, settings and results. The image is not changed."
+            f"The project: a folder ending in {SUFFIX} that keeps labels and results. The image is not changed."
         )
         choose = QToolButton()
         choose.setText("…")
@@ -184,13 +185,12 @@ class VolumePanel(Panel):
     def _change_class(self, value: int, **fields: str) -> None:
         if self.session is not None:
             classes = [
-                LabelClass(**{**c.model_dump(), **fields}) if c.id == value else c
-                for c in self.session.project.classes
+                LabelClass(**{**c.model_dump(), **fields}) if c.id == value else c for c in self.session.project.classes
             ]
             self.session.set_classes(classes)
 
 
 def _described(project: ProjectFacts) -> str:
-    z, y, x = project.shape
-    sizes = " × ".join(f"{size:g}" for size in project.voxel_size)
-    return f"<b>{project.volume}</b> &nbsp; {z} × {y} × {x}, voxels {sizes} {_SIGNS.get(project.unit, project.unit)}"
+    sizes = _TIMES.join(f"{size:g}" for size in project.voxel_size)
+    shape = _TIMES.join(map(str, project.shape))
+    return f"<b>{project.volume}</b> &nbsp; {shape}, voxels {sizes} {_SIGNS.get(project.unit, project.unit)}"
