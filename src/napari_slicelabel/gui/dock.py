@@ -106,20 +106,24 @@ class _Widget(QWidget):
         self.workspace = Workspace.of(viewer)
         viewer.events.theme.connect(self._dress)
         self.setObjectName("slicelabel")
-        self.message = text_label()
-        self.message.setObjectName("message")
-        self.problem = ProblemLabel()
-        self._fade = QTimer(self)
-        self._fade.setSingleShot(True)
-        self._fade.setInterval(_MESSAGE_MS)
-        self._fade.timeout.connect(lambda: self.message.setVisible(False))
-        self.message.setVisible(False)
-        self.workspace.said.connect(self._say)
         own = {"N", "S", "J", "K", "A", "C", "G"}  # the lists have these themselves
         for key, name in (*((key, name) for key, name in KEYS if key not in own), ("Escape", "discard_preview")):
             shortcut = QShortcut(QKeySequence(key.replace("Control", "Ctrl").replace("-", "+")), self)
             shortcut.setContext(Qt.ShortcutContext.WidgetWithChildrenShortcut)
             shortcut.activated.connect(lambda name=name: self._call(name))
+
+    def _messages(self) -> tuple[QWidget, QWidget]:
+        """Return the lines that say what happened, and what went wrong."""
+        self.message = text_label()
+        self.message.setObjectName("message")
+        self.message.setVisible(False)
+        self.problem = ProblemLabel()
+        self._fade = QTimer(self)
+        self._fade.setSingleShot(True)
+        self._fade.setInterval(_MESSAGE_MS)
+        self._fade.timeout.connect(lambda: self.message.setVisible(False))
+        self.workspace.said.connect(self._say)
+        return self.problem, self.message
 
     def _call(self, name: str) -> None:
         if self.workspace.session is not None:
@@ -176,8 +180,8 @@ class WorkflowDock(_Widget):
         column.setContentsMargins(6, 6, 6, 6)
         column.setSpacing(4)
         column.addWidget(self.hint)
-        column.addWidget(self.problem)
-        column.addWidget(self.message)
+        for line in self._messages():
+            column.addWidget(line)
         for section in self.sections:
             column.addWidget(section)
         column.addStretch()
@@ -305,7 +309,7 @@ class _Single(_Widget):
         column = QVBoxLayout(inside)
         column.setContentsMargins(6, 6, 6, 6)
         column.setSpacing(6)
-        for widget in (self.problem, self.message, self.beginning, self.panel):
+        for widget in (*self._messages(), self.beginning, self.panel):
             column.addWidget(widget)
         column.addStretch()
         area = QScrollArea()
