@@ -64,6 +64,8 @@ class Bench:
         from qtpy.QtCore import Qt
 
         assert button.isEnabled(), f"{button.text()} is greyed out"
+        # a section may be folded, but a button that is hidden in it cannot be clicked
+        assert not button.isHidden(), f"{button.text()} is hidden"
         self.qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
 
     def start(self, image: np.ndarray, **place: Any) -> None:

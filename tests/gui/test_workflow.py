@@ -145,12 +145,13 @@ def test_shapes_and_copies_never_touch_what_is_painted(bench: Bench, stack: Samp
     bench.start(stack.image)
     bench.paint_truth(stack.labels, [4, 8])
     bench.session.jump(SliceRef("z", 6))
-    bench.session.choose_class(2)
-    bench.drag((30, 30), (30, 34))
-    mine = bench.session.store.read_plane(SliceRef("z", 6))
     bench.press("S")
     bench.settle()
     assert bench.snapshot.layers.preview == 3
+    bench.session.choose_class(2)
+    bench.drag((30, 30), (30, 34))
+    mine = bench.session.store.read_plane(SliceRef("z", 6))
+    assert mine.any()
     assert bench.session.prediction.data[5, :, :].any()
     assert not bench.session.store.read_plane(SliceRef("z", 5)).any()
     bench.press("S")
@@ -210,7 +211,7 @@ def test_cancel_and_correct(bench: Bench, stack: Sample) -> None:
     assert np.isfinite(bench.snapshot.project.scores.confidence).all()
     choose(bench, "self-label", **{**TINY, "iterations": 4000, "seed": 1})
     bench.click(bench.panel("PropagatePanel").run)
-    bench.wait(lambda: bench.session.worker.state.done > 2, 100)
+    bench.wait(lambda: bench.session.worker.state.active and bench.session.worker.state.done > 2, 100)
     bench.click(bench.panel("PropagatePanel").cancel)
     bench.wait(lambda: not bench.session.worker.state.active)
     assert bench.session.worker.state.phase == "cancelled"
@@ -242,6 +243,7 @@ def test_the_labels_layer_may_be_removed(bench: Bench, stack: Sample) -> None:
     bench.start(stack.image)
     bench.drag((10, 10), (10, 20))
     ref = bench.session.current
+    bench.settle()
     bench.viewer.layers.remove(bench.session.labels)
     bench.settle()
     assert bench.session.labels is None
