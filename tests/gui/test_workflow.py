@@ -13,8 +13,9 @@ from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.data.project import Project
 
 if TYPE_CHECKING:
-    from napari_slicelabel.data.samples import Sample
     from tests.gui.conftest import Bench
+
+    from napari_slicelabel.data.samples import Sample
 
 TINY = {
     "iterations": 3,

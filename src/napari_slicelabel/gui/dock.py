@@ -194,7 +194,7 @@ class WorkflowDock(_Widget):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(area)
         self.setMinimumWidth(310)
-        self._strip: SliceStrip | None = None
+        self._strip: SliceBar | None = None
         self.controller = Controller(self.workspace, [*self.sections, self], self)
         self._dress()
         self.controller.update()

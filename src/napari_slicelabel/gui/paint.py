@@ -165,7 +165,7 @@ class PaintStore:
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> Any:
-        """Return the part that ints, slices or arrays of indices name; a single int gives a plane that is read later."""
+        """Return the part that ints, slices or arrays of indices name; of a single int a plane that is read later."""
         if isinstance(key, int | np.integer):
             return _LaterPlane(self, int(key))
         if _is_fancy(key):
@@ -205,7 +205,7 @@ class PaintStore:
 
     def known(self, ref: SliceRef) -> NDArray[np.bool_]:
         """Return where a human settled a plane, shape (h, w): painted, complete, or crossed by a complete slice."""
-        found = self.read_plane(ref) != NOT_PAINTED
+        found: NDArray[np.bool_] = self.read_plane(ref) != NOT_PAINTED
         if ref.index in self.complete(ref.axis):
             found[:] = True
         for position, axis in enumerate(a for a in AXES if a != ref.axis):
@@ -268,7 +268,7 @@ class PaintStore:
         for ref, values, complete in planes:
             before, was = self.read_plane(ref), ref.index in self.complete(ref.axis)
             after = was if complete is None else complete
-            done.append(Change(ref, _packed(before), _packed(values), (*before.shape,), was, after))  # type: ignore[arg-type]
+            done.append(Change(ref, _packed(before), _packed(values), (*before.shape,), was, after))
             self._put(ref, values, was, after)
         return tuple(done)
 

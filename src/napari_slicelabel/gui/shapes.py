@@ -52,12 +52,14 @@ def between(
     classes = sorted((set(np.unique(lower).tolist()) | set(np.unique(upper).tolist())) - {0})
     spacing = tuple(size for axis, size in zip(AXES, voxel_size, strict=True) if axis != ref.axis)
     radius = InterpolateConfig().radius_px * sum(spacing) / 2
-    distances = [class_distances(shape, classes, (spacing[0], spacing[1]), radius=radius) for shape in (lower, upper)]
+    before, after = (
+        class_distances(shape, classes, (spacing[0], spacing[1]), radius=radius) for shape in (lower, upper)
+    )
     values = np.array([0, *classes], np.uint8)
     count = max(1, _MOST_BYTES // lower.nbytes)
     nearest = sorted(range(low + 1, high), key=lambda index: abs(index - ref.index))[:count]
     return {
-        SliceRef(ref.axis, index): values[top_two(blend(*distances, (index - low) / (high - low))).best]
+        SliceRef(ref.axis, index): values[top_two(blend(before, after, (index - low) / (high - low))).best]
         for index in sorted(nearest)
     }
 

@@ -69,7 +69,7 @@ class Workspace(QObject):
         self._watch.start()
         app = QApplication.instance()
         if app is not None:
-            app.aboutToQuit.connect(self.close)  # type: ignore[attr-defined]
+            app.aboutToQuit.connect(self.close)
         atexit.register(self.close)
 
     @classmethod
@@ -86,9 +86,9 @@ class Workspace(QObject):
         inner = self._ref()
         return None if inner is None else self._wrap(inner)
 
-    def watch_window(self, window: QWidget) -> None:
+    def watch_window(self, window: QWidget | None) -> None:
         """End everything when this window closes: a dock gets no word of that."""
-        if not any(ref() is window for ref in self._windows):
+        if window is not None and not any(ref() is window for ref in self._windows):
             self._windows.append(weakref.ref(window))
             window.installEventFilter(self)
 
@@ -133,7 +133,9 @@ class Workspace(QObject):
             return
         reference = weakref.ref(getattr(layer, "__wrapped__", layer))
         self._set_busy("Preparing the project ...")
-        self._tasks.start(lambda: start_project(facts, folder, classes), lambda found: self._begin(*found, reference()))
+        self._tasks.start(
+            lambda: start_project(facts, folder, classes), lambda found: self._begin(found[0], found[1], reference())
+        )
 
     def open_project(self, path: Path, volume: str = "", layer: Any = None) -> None:
         """Open a project folder and go on with it."""
@@ -146,7 +148,7 @@ class Workspace(QObject):
             return project, name
 
         self._set_busy("Opening the project ...")
-        self._tasks.start(work, lambda found: self._begin(*found, layer))
+        self._tasks.start(work, lambda found: self._begin(found[0], found[1], layer))
 
     def _begin(self, project: Project, volume: str, image: Any) -> None:
         self._set_busy("")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from qtpy.QtWidgets import QWidget
+from typing import TYPE_CHECKING, ClassVar
 
 from napari_slicelabel.data.boxes import AXES
 from napari_slicelabel.data.classes import PAINTED_BACKGROUND
 from napari_slicelabel.gui.panels.base import Panel, button, changed, grid, text_label
 
 if TYPE_CHECKING:
+    from qtpy.QtWidgets import QWidget
+
     from napari_slicelabel.gui.state import Snapshot, Step
     from napari_slicelabel.gui.workspace import Workspace
 
@@ -20,7 +20,7 @@ class PaintPanel(Panel):
 
     title = "Paint"
     tip = "Paint with napari's brush, fill, polygon and eraser; these help with whole slices."
-    steps: tuple[Step, ...] = ("paint",)
+    steps: ClassVar[tuple[Step, ...]] = ("paint",)
 
     def __init__(self, workspace: Workspace, parent: QWidget | None = None) -> None:
         super().__init__(workspace, parent)
@@ -90,8 +90,8 @@ class PaintPanel(Panel):
         if changed(new, old, "layers.preview"):
             count = new.layers.preview
             self.previewed.setText(f"Preview of {count} slices. Scroll through, then:" if count else "")
-            for widget in (self.previewed, self.put_in, self.discard):
-                widget.setVisible(bool(count))
+            for shown in (self.previewed, self.put_in, self.discard):
+                shown.setVisible(bool(count))
 
 
 def _status(snapshot: Snapshot) -> str:

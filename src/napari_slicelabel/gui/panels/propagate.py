@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QComboBox, QFormLayout, QProgressBar, QWidget
@@ -35,7 +35,7 @@ class PropagatePanel(Panel):
 
     title = "Propagate"
     tip = "Labels for the whole volume, grown from the painted slices."
-    steps: tuple[Step, ...] = ("propagate", "running")
+    steps: ClassVar[tuple[Step, ...]] = ("propagate", "running")
 
     def __init__(self, workspace: Workspace, parent: QWidget | None = None) -> None:
         super().__init__(workspace, parent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from qtpy.QtWidgets import QCheckBox, QFileDialog, QWidget
 
@@ -23,7 +23,7 @@ class ReviewPanel(Panel):
 
     title = "Review && export"
     tip = "Doubtful slices, the most worthwhile first; then the labels as a file."
-    steps: tuple[Step, ...] = ("review",)
+    steps: ClassVar[tuple[Step, ...]] = ("review",)
 
     def __init__(self, workspace: Workspace, parent: QWidget | None = None) -> None:
         super().__init__(workspace, parent)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from qtpy.QtCore import Qt
@@ -29,7 +30,7 @@ class SelectPanel(Panel):
 
     title = "Select slices"
     tip = "Which slices to paint: the plugin proposes them, the labels of the others follow from them."
-    steps: tuple[Step, ...] = ("select",)
+    steps: ClassVar[tuple[Step, ...]] = ("select",)
 
     def __init__(self, workspace: Workspace, parent: QWidget | None = None) -> None:
         super().__init__(workspace, parent)
@@ -108,8 +109,7 @@ class SelectPanel(Panel):
         for key in keys:
             volume = session.project.volume(key[0])
             session.tasks.start(
-                lambda volume=volume, key=key: thumbnail(volume, SliceRef(key[1], key[2])),
-                lambda image, key=key: self.list.set_thumbnail(key, image),
+                partial(thumbnail, volume, SliceRef(key[1], key[2])), partial(self.list.set_thumbnail, key)
             )
 
 
@@ -120,4 +120,5 @@ def thumbnail(volume: Volume, ref: SliceRef) -> NDArray[np.uint8]:
     small = plane[::step, ::step].astype(np.float32)
     intensity = volume.intensity()
     low, high = intensity.low[0], intensity.high[0]
-    return np.clip((small - low) / (high - low) * 255, 0, 255).astype(np.uint8)
+    grey: NDArray[np.uint8] = np.clip((small - low) / (high - low) * 255, 0, 255).astype(np.uint8)
+    return grey

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from qtpy.QtWidgets import QComboBox, QFileDialog, QHBoxLayout, QLineEdit, QToolButton, QVBoxLayout, QWidget
 
@@ -28,7 +28,7 @@ class VolumePanel(Panel):
 
     title = "Volume && classes"
     tip = "The image that is labelled, the folder that keeps the labels, and the classes."
-    steps: tuple[Step, ...] = ("open",)
+    steps: ClassVar[tuple[Step, ...]] = ("open",)
 
     def __init__(self, workspace: Workspace, parent: QWidget | None = None) -> None:
         super().__init__(workspace, parent)
@@ -80,7 +80,7 @@ class VolumePanel(Panel):
             "Show the labels layer again", "The layer was removed; nothing that was painted is lost.", self._show_labels
         )
         self.table = ClassTable()
-        self.table.class_selected.connect(lambda value: self.session and self.session.choose_class(value))
+        self.table.class_selected.connect(self._choose_class)
         self.table.class_added.connect(self._add_class)
         self.table.class_removed.connect(self._remove_class)
         self.table.class_renamed.connect(lambda value, name: self._change_class(value, name=name))
@@ -114,9 +114,11 @@ class VolumePanel(Panel):
             self.saved.setText(f"✓ {new.saved}" if not project.saving.unsaved else new.saved)
             self.not_saved.set_problem(new.saved if project.saving.error else "")
         self.show_labels.setVisible(not new.layers.labels)
-        used = frozenset(range(1, 255)) if any(project.painted.values()) else frozenset[int]()
-        if changed(new, old, "project.classes") or bool(used) != self._had_paint(old):
-            rows = [ClassRow(c.id, c.name, c.color, c.id in used) for c in project.classes]
+        has_paint = any(project.painted.values())
+        if changed(new, old, "project.classes") or has_paint != self._had_paint(old):
+            # which class is painted where is known only by reading everything; so none goes once there is paint
+            why = "slices are painted" if has_paint else ""
+            rows = [ClassRow(c.id, c.name, c.color, why) for c in project.classes]
             self.table.set_classes(rows, new.layers.selected)
         elif changed(new, old, "layers.selected"):
             self.table.set_current(new.layers.selected)
@@ -168,6 +170,10 @@ class VolumePanel(Panel):
             self.session.show_labels()
 
     # -- classes ------------------------------------------------------------------------------------------------------
+
+    def _choose_class(self, value: int) -> None:
+        if self.session is not None:
+            self.session.choose_class(value)
 
     def _add_class(self, name: str) -> None:
         if self.session is not None:
