@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 CANVAS = "CanvasBackendDesktop"
 
 
+def pytest_collection_modifyitems(config: pytest.Config) -> None:
+    """Fail rather than hang where there is neither a screen nor a virtual one."""
+    if os.environ.get("DISPLAY") is None and os.name == "posix" and not hasattr(config, "xvfb"):
+        import shutil
+        import sys
+
+        if sys.platform == "linux" and shutil.which("Xvfb") is None:
+            raise pytest.UsageError("no screen: install xvfb (apt-get install xvfb)")
+
+
 class Bench:
     """A napari window with the workflow docked: what a person has before them, and their hands."""
 
