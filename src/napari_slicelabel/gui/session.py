@@ -121,7 +121,6 @@ class Session(QObject):
         self._redo: list[tuple[Change, ...] | None] = []
         self._again: str = ""
         self._trained = ""
-        self._gone: list[Any] = []
         self.image: Any = image
         self.labels: Any = None
         self.prediction: Any = None
@@ -218,8 +217,6 @@ class Session(QObject):
     def _layer_removed(self, event: Any) -> None:
         for role in ("image", "labels", "prediction", "confidence"):
             if getattr(self, role) is not None and getattr(self, role) == event.value and role != "image":
-                # kept until the end: were it collected in one of our threads, its OpenGL objects would be deleted there
-                self._gone.append(getattr(self, role))
                 setattr(self, role, None)
         if self.labels is None:
             # napari's own history went with the layer
