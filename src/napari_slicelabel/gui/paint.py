@@ -70,6 +70,8 @@ class _Plane:
     last_change: float = 0.0
     dirty: bool = False
     saving: bool = False
+    # where it was painted since it was saved
+    box: Box | None = None
 
     @property
     def unsaved(self) -> bool:
@@ -354,16 +356,17 @@ class PaintStore:
             if ref is None:
                 return
             plane = self._planes.get(ref)
-            values = None
+            values = box = None
             if plane is not None and plane.dirty:
-                values = plane.values.copy()
-                plane.dirty, plane.saving = False, True
+                values, box = plane.values.copy(), plane.box
+                plane.dirty, plane.saving, plane.box = False, True, None
             mark = self._marks.get(ref)
-        error = self._save(ref, values, mark)
+        error = self._save(ref, values, box, mark)
         with self._wake:
             if plane is not None and values is not None:
                 plane.saving = False
-                plane.dirty = plane.dirty or bool(error)
+                if error:
+                    plane.dirty, plane.box = True, ref.box(self.shape)
                 self._saves += 1
             if not error and mark is not None and self._marks.get(ref) == mark:
                 del self._marks[ref]
@@ -373,11 +376,12 @@ class PaintStore:
             self._wake.notify_all()
         self._saved()
 
-    def _save(self, ref: SliceRef, values: NDArray[np.uint8] | None, mark: bool | None) -> str:
+    def _save(self, ref: SliceRef, values: NDArray[np.uint8] | None, box: Box | None, mark: bool | None) -> str:
         """Write one plane and its mark; return what went wrong, or nothing."""
         try:
             if values is not None:
-                found = np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist()
+                part = values if box is None else values[_within(ref, box)]
+                found = np.flatnonzero(np.bincount(part.ravel(), minlength=256)).tolist()
                 self._add_classes(frozenset(found) - {NOT_PAINTED, PAINTED_BACKGROUND})
                 self._annotation.write_slice(ref, values, complete=mark)
             elif mark is not None:
@@ -395,6 +399,9 @@ class PaintStore:
             return self._read_thick(box)
         with self._wake:
             ref = self._best(box, thin)
+            if ref not in self._planes and box == ref.box(self.shape) and self._is_blank(ref):
+                # fresh zeros cost nothing until somebody writes to them
+                return np.zeros(box.shape, np.uint8)
             if not wait and ref not in self._planes and box == ref.box(self.shape) and not self._is_cheap(ref):
                 # shown empty until it is read; a stroke in the meantime waits for it in `_plane`
                 self._loader.request(ref, lambda: self._load(ref))
@@ -471,6 +478,7 @@ class PaintStore:
                 crossing.values[_within(other, common)] = _turned(plane.values[_within(ref, common)], ref, other)
         if not plane.dirty:
             plane.dirty, plane.first_change = True, now
+        plane.box = part if plane.box is None else _around(plane.box, part)
         plane.last_change = now
         self._touched.pop(ref, None)
         self._touched[ref] = None
@@ -501,11 +509,16 @@ class PaintStore:
                     start[n], stop[n] = int(line.min()), int(line.max()) + 1
                 self._changed(ref, Box(tuple(start), tuple(stop)))
 
-    def _is_cheap(self, ref: SliceRef) -> bool:
-        if not any(self._annotation.painted(axis) for axis in AXES if axis != ref.axis) and (
+    def _is_blank(self, ref: SliceRef) -> bool:
+        """Return whether nobody painted in a plane that is not in memory."""
+        others = [axis for axis in AXES if axis != ref.axis]
+        return (
             ref.index not in self._annotation.painted(ref.axis)
-        ):
-            return True
+            and not any(self._annotation.painted(axis) for axis in others)
+            and not any(plane.unsaved for other, plane in self._planes.items() if other.axis != ref.axis)
+        )
+
+    def _is_cheap(self, ref: SliceRef) -> bool:
         chunks = 1
         for number, (n, c) in enumerate(zip(self.shape, CHUNKS, strict=True)):
             chunks *= 1 if number == ref.axis_number else -(-n // c)
@@ -586,6 +599,14 @@ def _fancy(key: Any, shape: Sequence[int]) -> tuple[Box, tuple[Any, ...]]:
 def _within(ref: SliceRef, box: Box) -> tuple[slice, ...]:
     """Return a box as an index of the plane `ref`."""
     return tuple(part for number, part in enumerate(box.slices) if number != ref.axis_number)
+
+
+def _around(first: Box, second: Box) -> Box:
+    """Return the smallest box that holds two others."""
+    return Box(
+        tuple(min(a, b) for a, b in zip(first.start, second.start, strict=True)),
+        tuple(max(a, b) for a, b in zip(first.stop, second.stop, strict=True)),
+    )
 
 
 def _relative(part: Box, box: Box) -> tuple[slice, ...]:

@@ -85,7 +85,7 @@ def text_label(text: str = "", *, tip: str = "") -> QLabel:
 
 def button(text: str, tip: str, slot: Callable[[], None], *, key: str = "", primary: bool = False) -> QPushButton:
     """Return a button that shows its key."""
-    made = QPushButton(f"{text}  ({key})" if key else text)
+    made = QPushButton(f"{text} ({key})" if key else text)
     made.setToolTip(f"{tip} Key: {key}, while the labels layer is selected." if key else tip)
     # a click leaves the focus on the canvas, where the keys are
     made.setFocusPolicy(Qt.FocusPolicy.TabFocus)

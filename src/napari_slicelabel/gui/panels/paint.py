@@ -36,8 +36,8 @@ class PaintPanel(Panel):
             key="D",
             primary=True,
         )
-        self.next = button("Next proposed", "Go to the next proposed slice.", self.ask("next_proposal"), key="N")
-        self.column.addLayout(grid([self.complete, self.next]))
+        self.next = button("Next slice", "Go to the next proposed slice.", self.ask("next_proposal"), key="N")
+        self.column.addWidget(self.complete)
         self.copy = button(
             "Copy previous",
             "Copy the painted slice before this one to where nothing is painted here.",
@@ -45,14 +45,14 @@ class PaintPanel(Panel):
             key="T",
         )
         self.background = button(
-            "Background brush",
+            "Background",
             "Paint background on purpose (grey): here is no object. Useful in slices that are not complete.",
             self.ask("paint_background"),
             key="Q",
         )
         self.background.setCheckable(True)
         self.shapes = button(
-            "Shapes between",
+            "Interpolate",
             "Preview the shapes between the painted slices on both sides of this one.",
             self.ask("preview_shapes"),
             key="S",
@@ -60,7 +60,7 @@ class PaintPanel(Panel):
         self.undo = button(
             "Undo", "Take the last change back and show the slice that it was in.", self.ask("undo"), key="Ctrl+Z"
         )
-        self.column.addLayout(grid([self.copy, self.background, self.shapes, self.undo]))
+        self.column.addLayout(grid([self.next, self.undo, self.copy, self.shapes, self.background]))
         self.previewed = text_label()
         self.put_in = button(
             "Put in", "Copy the previewed shapes into the annotation.", self.ask("apply_preview"), key="S"
@@ -82,7 +82,7 @@ class PaintPanel(Panel):
         self.setEnabled(new.project is not None)
         if changed(new, old, "layers.current", "current_complete", "current_painted", "project"):
             self.status.setText(_status(new))
-            self.complete.setText(f"{'Not complete' if new.current_complete else 'Mark complete'}  (D)")
+            self.complete.setText(f"{'Not complete' if new.current_complete else 'Mark complete'} (D)")
         for widget in (self.complete, self.copy, self.shapes):
             widget.setEnabled(new.layers.current is not None)
         self.next.setEnabled(new.next_proposal is not None)
