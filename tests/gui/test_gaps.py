@@ -12,9 +12,9 @@ from napari_slicelabel.engine.config import build_config
 
 if TYPE_CHECKING:
     import pytest
+    from tests.gui.conftest import Bench
 
     from napari_slicelabel.data.samples import Sample
-    from tests.gui.conftest import Bench
 
 # Far above the 100 ms that a person notices: a run in the window's own thread would take many seconds at a stretch.
 STANDSTILL_S = 2.0
