@@ -218,6 +218,24 @@ def test_cancel_and_correct(bench: Bench, stack: Sample) -> None:
     assert bench.session.worker.state.phase == "cancelled"
 
 
+def test_a_correction_is_taken_into_the_next_round(bench: Bench, stack: Sample) -> None:
+    """What is painted during a run counts as annotated in what follows."""
+    bench.start(stack.image)
+    bench.paint_truth(stack.labels, [2, 13])
+    choose(bench, "self-label", **{**TINY, "rounds": 3, "round_iterations": 60, "shapes": "off"})
+    bench.click(bench.panel("PropagatePanel").run)
+    bench.wait(lambda: bench.session.worker.state.stage == "round 1: learn", 100)
+    run_id = bench.session.worker.state.run_id
+    bench.session.labels.data[8, :, :] = stack.labels[8]
+    bench.session.jump(SliceRef("z", 8))
+    bench.drag((10, 10), (10, 12))
+    bench.wait(lambda: bench.session.worker.state.phase in ("finished", "failed"), 100)
+    bench.settle()
+    assert bench.session.worker.state.phase == "finished", bench.session.worker.state.traceback
+    record = json.loads((bench.session.project.run_folder(run_id) / "run.json").read_text())
+    assert 8 in record["annotated"]["stack"]
+
+
 def test_a_killed_run_is_offered_again(bench: Bench, stack: Sample) -> None:
     bench.start(stack.image)
     bench.paint_truth(stack.labels, [4, 11])
