@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QApplication, QToolTip
 
 from napari_slicelabel.gui.slice_strip import SliceStatus, SliceStrip, StripSnapshot
 from napari_slicelabel.gui.strip_snapshot import columns
-from napari_slicelabel.gui.theme import Theme, contrast
+from napari_slicelabel.gui.theme import Theme
 
 if TYPE_CHECKING:
     from pytestqt.qtbot import QtBot
@@ -143,6 +143,19 @@ def test_escape_gives_up_a_drag_then_the_range(qtbot: QtBot, strip: SliceStrip) 
     assert told.args == [0, 100]
 
 
+def test_news_of_a_run_do_not_disturb_a_drag(qtbot: QtBot, strip: SliceStrip) -> None:
+    drag(qtbot, strip, place(strip, 70), place(strip, 80), release=False)
+    strip.set_snapshot(snapshot([PREDICTED] * 100, span=(20, 60)))
+    assert strip.snapshot.span == (70, 81)
+    with qtbot.waitSignal(strip.range_changed) as told:
+        qtbot.mouseRelease(strip, Qt.MouseButton.LeftButton, pos=place(strip, 80))
+    assert told.args == [70, 81]
+    drag(qtbot, strip, place(strip, 10), place(strip, 15), release=False)
+    strip.set_snapshot(snapshot([PREDICTED] * 12))
+    with qtbot.assertNotEmitted(strip.range_changed):  # it was about another stack
+        qtbot.mouseRelease(strip, Qt.MouseButton.LeftButton, pos=place(strip, 3))
+
+
 def test_alt_click_toggles_a_stop(qtbot: QtBot, strip: SliceStrip) -> None:
     for is_set in (True, False):
         with qtbot.assertNotEmitted(strip.slice_chosen), qtbot.waitSignal(strip.stop_toggled) as told:
@@ -247,9 +260,6 @@ def test_colours_are_where_the_slices_are(show: Show, shoot: Shoot, theme: str) 
         pixel = image.pixelColor(round(strip.x_of(index)), y)
         # a display of 16 bits rounds
         assert max(abs(a - b) for a, b in zip(pixel.getRgb(), color.getRgb(), strict=True)) <= 8
-    for color in (colors.predicted, colors.reviewed, colors.human, colors.stale):
-        assert contrast(color, colors.background) >= 3
-    assert contrast(colors.muted, colors.background) >= 4.5
 
 
 @pytest.mark.parametrize(("depth", "width"), [(12, 560), (100, 1000), (1000, 700), (100_000, 1000), (100, 320)])

@@ -85,9 +85,14 @@ class SliceStrip(QWidget):
         return self._snapshot
 
     def set_snapshot(self, snapshot: StripSnapshot) -> None:
-        """Show a stack of at least one slice. Emits nothing."""
+        """Show a stack of at least one slice. Emits nothing; a range that is being dragged stays as it is."""
         if snapshot.depth < 1:
             raise ValueError("a stack has at least one slice")
+        if self._drag is not None and snapshot.depth != self._snapshot.depth:
+            self._drag = None
+        if self._drag is not None and self._drag.moved:
+            # a run tells of new slices ten times a second, and knows nothing of the range under the mouse
+            snapshot = replace(snapshot, span=self._snapshot.span)
         self._snapshot = snapshot
         self._still = None
         self._describe_current()
