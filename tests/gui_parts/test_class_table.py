@@ -120,6 +120,17 @@ def test_click_on_the_colour_changes_it(qtbot: QtBot, table: ClassTable, monkeyp
         dialog.close()
 
 
+def test_the_same_classes_do_not_disturb_an_edit(qtbot: QtBot, table: ClassTable) -> None:
+    click(qtbot, table, 1, 1, double=True)
+    editor = table._table.viewport().findChild(QLineEdit)
+    editor.selectAll()
+    qtbot.keyClicks(editor, "inner")
+    table.set_classes(ROWS)
+    with qtbot.waitSignal(table.class_renamed) as told:
+        qtbot.keyClick(editor, Qt.Key.Key_Return)
+    assert told.args == [2, "inner"]
+
+
 def test_add_then_type_the_name(qtbot: QtBot, table: ClassTable) -> None:
     with qtbot.waitSignal(table.class_added) as told:
         qtbot.mouseClick(table._add, Qt.MouseButton.LeftButton)

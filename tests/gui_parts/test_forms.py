@@ -153,6 +153,20 @@ def test_steps_are_decimal(start: float, key: Qt.Key, expected: float, qtbot: Qt
     assert box.value() == expected
 
 
+def test_an_echo_does_not_disturb_typing(qtbot: QtBot, show: Show) -> None:
+    form = ConfigForm(SelfLabelConfig())
+    show(form, 320, 900)
+    form.fold.set_open(True)
+    form.config_changed.connect(form.set_config)  # an owner that gives back what it gets
+    box = form._rows["theta"].editor.native
+    box.setFocus()
+    box.selectAll()
+    for typed, so_far in (("0", "0"), (".", "0."), ("9", "0.9"), ("0", "0.90"), ("5", "0.905")):
+        qtbot.keyClicks(box, typed)
+        assert box.text() == so_far
+    assert form.config().theta == 0.905
+
+
 @pytest.mark.parametrize("typed", ["", "-", "1e", "e", "..", "1e400", "7"])
 def test_nonsense_leaves_the_number_alone(typed: str, qtbot: QtBot) -> None:
     box = FloatBox()

@@ -10,8 +10,9 @@ from qtpy.QtCore import QEvent, QPoint, QPointF, Qt
 from qtpy.QtGui import QHelpEvent, QMouseEvent
 from qtpy.QtWidgets import QApplication, QToolTip
 
-from napari_slicelabel.gui.slice_strip import SliceStatus, SliceStrip, StripSnapshot, columns
-from napari_slicelabel.gui.theme import Theme, contrast
+from napari_slicelabel.gui.slice_strip import SliceStatus, SliceStrip, StripSnapshot
+from napari_slicelabel.gui.strip_snapshot import columns
+from napari_slicelabel.gui.theme import Theme
 
 if TYPE_CHECKING:
     from pytestqt.qtbot import QtBot
@@ -52,12 +53,12 @@ def strip(show: Show) -> SliceStrip:
     strip = SliceStrip()
     strip.set_snapshot(snapshot([NONE] * 100))
     show(strip, 1036, 100)
-    assert strip._lanes.width() == 1000
+    assert strip._geometry.lanes.width() == 1000
     return strip
 
 
 def place(strip: SliceStrip, index: int, offset: int = 0) -> QPoint:
-    return QPoint(round(strip.x_of(index)) + offset, round(strip._lanes.center().y()))
+    return QPoint(round(strip.x_of(index)) + offset, round(strip._geometry.lanes.center().y()))
 
 
 def drag(qtbot: QtBot, strip: SliceStrip, start: QPoint, stop: QPoint, *, release: bool = True) -> None:
@@ -116,16 +117,16 @@ def test_drag_sets_the_range(qtbot: QtBot, strip: SliceStrip) -> None:
 
 def test_brackets_can_be_dragged_but_not_past_each_other(qtbot: QtBot, strip: SliceStrip) -> None:
     strip.set_snapshot(snapshot([NONE] * 100, span=(20, 60)))
-    edge = QPoint(round(strip._edge(20)), 40)
+    edge = QPoint(round(strip._geometry.edge(20)), 40)
     with qtbot.waitSignal(strip.range_changed) as told:
         drag(qtbot, strip, edge, place(strip, 30, -4))
     assert told.args == [30, 60]
-    edge = QPoint(round(strip._edge(60)), 40)
+    edge = QPoint(round(strip._geometry.edge(60)), 40)
     with qtbot.waitSignal(strip.range_changed) as told:
         drag(qtbot, strip, edge, place(strip, 3))
     assert told.args == [30, 31]
     with qtbot.waitSignal(strip.range_changed) as told:
-        drag(qtbot, strip, QPoint(round(strip._edge(31)), 40), QPoint(5000, 40))
+        drag(qtbot, strip, QPoint(round(strip._geometry.edge(31)), 40), QPoint(5000, 40))
     assert told.args == [30, 100]
 
 
@@ -140,6 +141,19 @@ def test_escape_gives_up_a_drag_then_the_range(qtbot: QtBot, strip: SliceStrip) 
     with qtbot.waitSignal(strip.range_changed) as told:
         qtbot.keyClick(strip, Qt.Key.Key_Escape)
     assert told.args == [0, 100]
+
+
+def test_news_of_a_run_do_not_disturb_a_drag(qtbot: QtBot, strip: SliceStrip) -> None:
+    drag(qtbot, strip, place(strip, 70), place(strip, 80), release=False)
+    strip.set_snapshot(snapshot([PREDICTED] * 100, span=(20, 60)))
+    assert strip.snapshot.span == (70, 81)
+    with qtbot.waitSignal(strip.range_changed) as told:
+        qtbot.mouseRelease(strip, Qt.MouseButton.LeftButton, pos=place(strip, 80))
+    assert told.args == [70, 81]
+    drag(qtbot, strip, place(strip, 10), place(strip, 15), release=False)
+    strip.set_snapshot(snapshot([PREDICTED] * 12))
+    with qtbot.assertNotEmitted(strip.range_changed):  # it was about another stack
+        qtbot.mouseRelease(strip, Qt.MouseButton.LeftButton, pos=place(strip, 3))
 
 
 def test_alt_click_toggles_a_stop(qtbot: QtBot, strip: SliceStrip) -> None:
@@ -241,14 +255,11 @@ def test_colours_are_where_the_slices_are(show: Show, shoot: Shoot, theme: str) 
     show(strip, 436, 100, theme)
     image = strip.grab().toImage()
     colors = Theme.of(strip)
-    y = int(strip._label_lane.bottom() - 2)
+    y = int(strip._geometry.label_lane.bottom() - 2)
     for index, color in ((5, colors.predicted), (15, colors.reviewed), (25, colors.human), (35, colors.base)):
         pixel = image.pixelColor(round(strip.x_of(index)), y)
         # a display of 16 bits rounds
         assert max(abs(a - b) for a, b in zip(pixel.getRgb(), color.getRgb(), strict=True)) <= 8
-    for color in (colors.predicted, colors.reviewed, colors.human, colors.stale):
-        assert contrast(color, colors.background) >= 3
-    assert contrast(colors.muted, colors.background) >= 4.5
 
 
 @pytest.mark.parametrize(("depth", "width"), [(12, 560), (100, 1000), (1000, 700), (100_000, 1000), (100, 320)])

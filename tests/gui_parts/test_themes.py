@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import doctest
 import importlib
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from napari.qt import get_stylesheet
 from qtpy.QtGui import QColor
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from napari_slicelabel.engine.methods.self_label import SelfLabelConfig
 from napari_slicelabel.gui.class_table import ClassRow, ClassTable
@@ -19,7 +21,7 @@ from napari_slicelabel.gui.forms import ConfigForm
 from napari_slicelabel.gui.review_queue import ReviewItem, ReviewQueue
 from napari_slicelabel.gui.slice_list import ProposedSlice, SliceList
 from napari_slicelabel.gui.slice_strip import SliceStatus, SliceStrip, StripSnapshot
-from napari_slicelabel.gui.theme import contrast, mix
+from napari_slicelabel.gui.theme import Theme, contrast, mix
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,6 +93,35 @@ def test_a_widget_follows_a_change_of_theme(make: Callable[[], QWidget], show: S
             focused.clearFocus()
     qtbot.wait(30)
     assert changed.grab().toImage() == fresh.grab().toImage()
+
+
+# Machado, Oliveira and Fernandes (IEEE TVCG 15(6), 2009), full severity, on linear red, green, blue.
+SEEN_BY = {
+    "normal": np.eye(3),
+    "deuteranope": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "protanope": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "tritanope": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+
+
+def seen(color: QColor, matrix: np.ndarray) -> np.ndarray:
+    """The colour as a person sees it, in Lab."""
+    rgb = np.array(color.getRgb()[:3]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    left = np.clip(np.asarray(matrix) @ linear, 0, 1)
+    return rgb2lab(np.where(left <= 0.0031308, left * 12.92, 1.055 * left ** (1 / 2.4) - 0.055))
+
+
+@pytest.mark.parametrize("person", SEEN_BY)
+def test_the_colours_of_the_strip_can_be_told_apart(person: str, theme: str, show: Show) -> None:
+    widget = SliceStrip()
+    show(widget, 300, None, theme)
+    used = Theme.of(widget)
+    colors = (used.human, used.predicted, used.reviewed, used.stale, used.base)
+    for first, second in combinations(colors, 2):
+        assert deltaE_ciede2000(seen(first, SEEN_BY[person]), seen(second, SEEN_BY[person])) > 11
+    assert all(contrast(color, used.background) >= 3 for color in colors[:4])
+    assert all(contrast(color, used.background) >= 4.5 for color in (used.text, used.muted, used.warning))
 
 
 def test_mix_and_contrast() -> None:

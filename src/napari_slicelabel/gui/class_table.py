@@ -172,7 +172,15 @@ class ClassTable(QWidget):
         return self._rows[number].id if 0 <= number < len(self._rows) else None
 
     def set_classes(self, rows: Sequence[ClassRow], current_id: int | None = None) -> None:
-        """Show the classes, with one of them chosen: `current_id`, or the one chosen before. Emits nothing."""
+        """Show the classes, with one of them chosen: `current_id`, or the one chosen before. Emits nothing.
+
+        Classes that are shown already leave the table alone, with a name that is being typed and the line about a
+        problem.
+        """
+        if tuple(rows) == self._rows:
+            if current_id not in (None, self.current_id):
+                self.set_current(current_id)
+            return
         wanted = self.current_id if current_id is None else current_id
         self._rows = tuple(rows)
         with self._quietly():

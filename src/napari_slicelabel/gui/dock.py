@@ -29,7 +29,8 @@ from napari_slicelabel.gui.panels.select import SelectPanel
 from napari_slicelabel.gui.panels.volume import VolumePanel
 from napari_slicelabel.gui.problem import ProblemLabel
 from napari_slicelabel.gui.session import KEYS
-from napari_slicelabel.gui.slice_strip import SliceStatus, SliceStrip, StripSnapshot
+from napari_slicelabel.gui.slice_strip import SliceStrip
+from napari_slicelabel.gui.strip_snapshot import SliceStatus, StripSnapshot
 from napari_slicelabel.gui.theme import contrast, css, mix
 from napari_slicelabel.gui.workspace import Workspace
 

@@ -221,7 +221,7 @@ class ConfigForm(QWidget):
         self._rows = {name: self._row(name, config) for name in self._kind.model_fields if name != "preset"}
         self._general_error = ProblemLabel()
         self._lay_out()
-        self.set_config(config)
+        self._show(config)
 
     @property
     def is_valid(self) -> bool:
@@ -242,10 +242,14 @@ class ConfigForm(QWidget):
             raise InputError("; ".join(f"{_where(p)}: {_message(p)}" for p in error.errors())) from error
 
     def set_config(self, config: MethodConfig) -> None:
-        """Show a config of the same class. Emits nothing unless the form was not valid before."""
+        """Show a config of the same class; one that is shown already leaves alone what is being typed.
+
+        Emits nothing, but that the form is valid if it was not.
+        """
         if type(config) is not self._kind:
             raise TypeError(f"this form shows {self._kind.__name__}, not {type(config).__name__}")
-        self._fill({name: getattr(config, name) for name in self._kind.model_fields})
+        if self._validated()[0] != config:
+            self._show(config)
 
     def choose_preset(self, preset: str) -> None:
         """Fill the form with a preset, as its chooser does.
@@ -256,6 +260,9 @@ class ConfigForm(QWidget):
         kept = {name: row.value for name, row in self._rows.items() if name in MethodConfig.model_fields}
         self._fill({**self._preset_values(preset), **kept, **self._kind.PRESETS[preset], "preset": preset})
         self._check(tell=True)
+
+    def _show(self, config: MethodConfig) -> None:
+        self._fill({name: getattr(config, name) for name in self._kind.model_fields})
 
     def _preset_values(self, preset: str) -> dict[str, Any]:
         defaults = {name: item.default for name, item in self._kind.model_fields.items()}
