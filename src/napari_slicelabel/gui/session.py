@@ -121,6 +121,7 @@ class Session(QObject):
         self._redo: list[tuple[Change, ...] | None] = []
         self._again: str = ""
         self._trained = ""
+        self._run_classes: tuple[LabelClass, ...] = ()
         self.image: Any = image
         self.labels: Any = None
         self.prediction: Any = None
@@ -578,6 +579,7 @@ class Session(QObject):
             if not saved:
                 self.say(f"The run was not started: {self.store.save_state.error or 'saving takes long'}", error=True)
                 return
+            self._run_classes = self.project.classes
             work = max(1, size.steps + size.predictions)
             pace = size.seconds / work
             self.worker.start(config, steps=size.steps, predictions=size.predictions, step_s=pace, prediction_s=pace)
@@ -587,6 +589,7 @@ class Session(QObject):
     def resume_run(self, run_id: str) -> None:
         """Go on with a run that was stopped or killed."""
         if not self.worker.state.active:
+            self._run_classes = self.project.classes
             self.tasks.start(self.store.flush, lambda _: self.worker.start(None, resume=run_id))
 
     def show_run(self, run_id: str) -> None:
@@ -636,7 +639,10 @@ class Session(QObject):
             self._trained = state.stage
         elif self._trained and state.stage.startswith("round ") and state.phase == "running":
             self._trained = ""
-            if self._edited and self._book is not None:
+            if self._edited and self.project.classes != self._run_classes:
+                # a network has the classes that it began with
+                self.say("There are new classes: what you painted is taken into the next run.")
+            elif self._edited and self._book is not None:
                 self._again = state.run_id
                 self.say("What you painted is taken into the next round.")
                 self.worker.stop()
