@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import random
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -16,6 +18,12 @@ if TYPE_CHECKING:
 
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.data.samples import Sample
+
+# Where napari is not installed (the base install) or no window can be shown, the tests of the windows are left out.
+_CAN_SHOW = find_spec("napari") is not None and find_spec("pytestqt") is not None
+if not _CAN_SHOW and os.environ.get("SLICELABEL_NEEDS_WINDOWS"):
+    raise RuntimeError("the tests of the windows need napari and pytest-qt")
+collect_ignore = [] if _CAN_SHOW else ["gui", "gui_parts"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

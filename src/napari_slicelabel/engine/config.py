@@ -24,11 +24,14 @@ class MethodConfig(BaseModel):
     ----------
     PRESETS : mapping of str to mapping
         Named sets of values. ``default`` is what the fields say.
+    SIMPLE : tuple of str
+        The parameters that most people need, in the order of a form; it shows the others on demand.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     PRESETS: ClassVar[Mapping[str, Mapping[str, object]]] = {"default": {}}
+    SIMPLE: ClassVar[tuple[str, ...]] = ("axis", "range")
 
     preset: str = Field("default", description="Named set of values; single parameters override it.")
     axis: Literal["auto", "z", "y", "x"] = Field(

@@ -45,6 +45,7 @@ class InterpolateConfig(MethodConfig):
     """Parameters of `propagate`."""
 
     PRESETS: ClassVar = {"default": {}, "nearest": {"mode": "nearest"}}
+    SIMPLE: ClassVar = ("mode", "axis", "range")
 
     mode: Literal["distance", "nearest"] = Field(
         "distance",

@@ -82,6 +82,7 @@ class SelfLabelConfig(MethodConfig):
             "calibrate": "off",
         },
     }
+    SIMPLE: ClassVar = ("iterations", "rounds", "axis", "range", "device")
 
     encoder: str = Field(PLAIN, description="plain, anderson (the paper's U-Net), or an encoder name of smp.")
     encoder_weights: str = Field(
@@ -446,6 +447,7 @@ class SelfLabelling:
         tensors, extra = self.context.load_state() or ({}, {})
         if extra:
             self.calibration = Calibration(**extra["calibration"])  # type: ignore[arg-type]
+            self._keep_shape_classes(extra.get("shape_classes"))
         else:
             yield from self._calibrate()
             if self.context.stop():
@@ -468,7 +470,22 @@ class SelfLabelling:
 
     def _save(self, tensors: dict[str, Tensor], *, done: int, filled: int = 0) -> None:
         """Put on disk what a resume starts from: `done` rounds, -1 = nothing trained; `filled` slices of the fill."""
-        self.context.save_state(tensors, {"calibration": asdict(self.calibration), "done": done, "filled": filled})
+        self.context.save_state(
+            tensors,
+            {
+                "calibration": asdict(self.calibration),
+                "done": done,
+                "filled": filled,
+                "shape_classes": list(self.network.shape_classes),
+            },
+        )
+
+    def _keep_shape_classes(self, kept: JsonValue) -> None:
+        """Go on with the shapes that the trained network sees: slices painted since could speak for other ones."""
+        if isinstance(kept, list) and kept != list(self.network.shape_classes):
+            classes = tuple(value for value in kept if isinstance(value, int))
+            self.network = self.network.model_copy(update={"shape_classes": classes})
+            self.shapes = self._shapes(classes)
 
     def _total_steps(self) -> int:
         return self.config.iterations + len(self.rounds) * self.config.round_iterations

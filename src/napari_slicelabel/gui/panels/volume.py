@@ -1,0 +1,202 @@
+"""Volume & classes: what is labelled, where it is kept, and as what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from qtpy.QtWidgets import QComboBox, QFileDialog, QHBoxLayout, QLineEdit, QToolButton, QVBoxLayout, QWidget
+
+from napari_slicelabel.data.classes import LabelClass
+from napari_slicelabel.data.project import SUFFIX
+from napari_slicelabel.errors import SliceLabelError
+from napari_slicelabel.gui.class_table import ClassRow, ClassTable
+from napari_slicelabel.gui.panels.base import Panel, button, changed, text_label
+from napari_slicelabel.gui.problem import ProblemLabel
+from napari_slicelabel.gui.starting import suggested_folder
+
+if TYPE_CHECKING:
+    from napari_slicelabel.gui.state import ProjectFacts, Snapshot, Step
+    from napari_slicelabel.gui.workspace import Workspace
+
+_TIMES = " \N{MULTIPLICATION SIGN} "
+_SIGNS = {"nanometer": "nm", "micrometer": "µm", "millimeter": "mm", "pixel": "px"}
+
+
+class VolumePanel(Panel):
+    """Choose an image and begin; then the classes."""
+
+    title = "Volume && classes"
+    tip = "The image that is labelled, the folder that keeps the labels, and the classes."
+    steps: ClassVar[tuple[Step, ...]] = ("open",)
+
+    def __init__(self, workspace: Workspace, parent: QWidget | None = None) -> None:
+        super().__init__(workspace, parent)
+        self._beginning = self._make_beginning()
+        self._going = self._make_going()
+        self.column.addWidget(self._beginning)
+        self.column.addWidget(self._going)
+
+    def _make_beginning(self) -> QWidget:
+        box = QWidget()
+        column = QVBoxLayout(box)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(6)
+        self.empty = text_label("Open a 3D image in napari first (File > Open), or try File > Open Sample.")
+        self.images = QComboBox()
+        self.images.setToolTip("The image to label.")
+        self.images.currentTextChanged.connect(self._suggest)
+        self.folder = QLineEdit()
+        self.folder.setToolTip(
+            f"The project: a folder ending in {SUFFIX} that keeps labels and results. The image is not changed."
+        )
+        choose = QToolButton()
+        choose.setText("…")
+        choose.setToolTip("Choose another folder for the project.")
+        choose.clicked.connect(lambda _checked=False: self._choose_folder())
+        row = QHBoxLayout()
+        row.addWidget(self.folder, 1)
+        row.addWidget(choose)
+        self.start = button("Start labelling", "Create the project and a layer to paint in.", self._start, primary=True)
+        self.open = button("Open a project …", "Go on with a project folder.", self._open)
+        self._caption = text_label("Project folder")
+        for item in (self.empty, self.images, self._caption):
+            column.addWidget(item)
+        column.addLayout(row)
+        self._folder_row = (self.folder, choose)
+        column.addWidget(self.start)
+        column.addWidget(self.open)
+        return box
+
+    def _make_going(self) -> QWidget:
+        box = QWidget()
+        column = QVBoxLayout(box)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(6)
+        self.facts = text_label()
+        self.saved = text_label(tip="What you paint is written to the project within a second.")
+        self.not_saved = ProblemLabel()
+        self.show_labels = button(
+            "Show the labels layer again", "The layer was removed; nothing that was painted is lost.", self._show_labels
+        )
+        self.table = ClassTable()
+        self.table.class_selected.connect(self._choose_class)
+        self.table.class_added.connect(self._add_class)
+        self.table.class_removed.connect(self._remove_class)
+        self.table.class_renamed.connect(lambda value, name: self._change_class(value, name=name))
+        self.table.class_recolored.connect(lambda value, color: self._change_class(value, color=color))
+        for item in (self.facts, self.saved, self.not_saved, self.show_labels, self.table):
+            column.addWidget(item)
+        return box
+
+    def summary(self, snapshot: Snapshot) -> str:
+        """Return the volume's name and whether all is saved."""
+        if snapshot.project is None:
+            return ""
+        return f"{snapshot.project.volume} · {'not saved!' if snapshot.project.saving.error else 'saved'}"
+
+    def apply(self, new: Snapshot, old: Snapshot | None) -> None:
+        """Show what differs."""
+        project = new.project
+        self._beginning.setVisible(project is None)
+        self._going.setVisible(project is not None)
+        if project is None:
+            if changed(new, old, "layers.images", "project"):
+                self._show_images(new.layers.images)
+            self.start.setEnabled(bool(new.layers.images) and not self.workspace.busy)
+            self.start.setText(self.workspace.busy or "Start labelling")
+            return
+        if changed(new, old, "project.path", "project.volume", "project.voxel_size"):
+            self.facts.setText(_described(project))
+            self.facts.setToolTip(project.path)
+        if changed(new, old, "saved"):
+            self.saved.setVisible(not project.saving.error)
+            self.saved.setText(f"✓ {new.saved}" if not project.saving.unsaved else new.saved)
+            self.not_saved.set_problem(new.saved if project.saving.error else "")
+        self.show_labels.setVisible(not new.layers.labels)
+        has_paint = any(project.painted.values())
+        if changed(new, old, "project.classes") or has_paint != self._had_paint(old):
+            # which class is painted where is known only by reading everything; so none goes once there is paint
+            why = "slices are painted" if has_paint else ""
+            rows = [ClassRow(c.id, c.name, c.color, why) for c in project.classes]
+            self.table.set_classes(rows, new.layers.selected)
+        elif changed(new, old, "layers.selected"):
+            self.table.set_current(new.layers.selected)
+
+    @staticmethod
+    def _had_paint(old: Snapshot | None) -> bool:
+        return old is not None and old.project is not None and any(old.project.painted.values())
+
+    def _show_images(self, names: tuple[str, ...]) -> None:
+        chosen = self.images.currentText()
+        self.images.blockSignals(True)
+        self.images.clear()
+        self.images.addItems(list(names))
+        if chosen in names:
+            self.images.setCurrentText(chosen)
+        self.images.blockSignals(False)
+        self.empty.setVisible(not names)
+        for widget in (self.images, self._caption, *self._folder_row, self.start):
+            widget.setVisible(bool(names))
+        if self.images.currentText() != chosen or not self.folder.text():
+            self._suggest(self.images.currentText())
+
+    def _layer(self) -> Any:
+        return self.workspace.images().get(self.images.currentText())
+
+    def _suggest(self, _name: str = "") -> None:
+        layer = self._layer()
+        if layer is not None:
+            self.folder.setText(str(suggested_folder(layer.name, str(layer.source.path or ""))))
+            self.folder.setCursorPosition(len(self.folder.text()))
+
+    def _choose_folder(self) -> None:
+        path, _ = QFileDialog.getSaveFileName(self, "Project folder", self.folder.text(), f"Projects (*{SUFFIX})")
+        if path:
+            self.folder.setText(path if path.endswith(SUFFIX) else path + SUFFIX)
+
+    def _start(self) -> None:
+        layer = self._layer()
+        if layer is not None and self.folder.text().strip():
+            self.workspace.start(layer, Path(self.folder.text().strip()).expanduser())
+
+    def _open(self) -> None:
+        path = QFileDialog.getExistingDirectory(self, f"Open a project (*{SUFFIX})")
+        if path:
+            self.workspace.open_project(Path(path))
+
+    def _show_labels(self) -> None:
+        if self.session is not None:
+            self.session.show_labels()
+
+    # -- classes ------------------------------------------------------------------------------------------------------
+
+    def _choose_class(self, value: int) -> None:
+        if self.session is not None:
+            self.session.choose_class(value)
+
+    def _add_class(self, name: str) -> None:
+        if self.session is not None:
+            try:
+                from napari_slicelabel.data.classes import make_classes
+
+                self.session.set_classes(make_classes([*self.session.project.classes, name]))
+            except SliceLabelError as error:
+                self.session.say(str(error), error=True)
+
+    def _remove_class(self, value: int) -> None:
+        if self.session is not None:
+            self.session.set_classes([c for c in self.session.project.classes if c.id != value])
+
+    def _change_class(self, value: int, **fields: str) -> None:
+        if self.session is not None:
+            classes = [
+                LabelClass(**{**c.model_dump(), **fields}) if c.id == value else c for c in self.session.project.classes
+            ]
+            self.session.set_classes(classes)
+
+
+def _described(project: ProjectFacts) -> str:
+    sizes = _TIMES.join(f"{size:g}" for size in project.voxel_size)
+    shape = _TIMES.join(map(str, project.shape))
+    return f"<b>{project.volume}</b> &nbsp; {shape}, voxels {sizes} {_SIGNS.get(project.unit, project.unit)}"

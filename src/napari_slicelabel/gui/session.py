@@ -1,0 +1,849 @@
+"""Labelling one volume in one viewer: owns project, layers and run, and does what buttons and keys ask for.
+
+A session belongs to its `Workspace`, not to a widget: docks may be closed and opened again while it works.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
+from napari_slicelabel.data.classes import PAINTED_BACKGROUND, LabelClass, default_color
+from napari_slicelabel.data.files import write_text
+from napari_slicelabel.engine.context import run_store
+from napari_slicelabel.engine.events import SliceDone
+from napari_slicelabel.engine.export import export
+from napari_slicelabel.engine.plan import RunPlan, plan
+from napari_slicelabel.engine.record import JOURNAL_NAME, RunRecord, read_events
+from napari_slicelabel.engine.select import Ranking, rank
+from napari_slicelabel.errors import InputError, SliceLabelError
+from napari_slicelabel.gui import layers as show
+from napari_slicelabel.gui.paint import PaintStore
+from napari_slicelabel.gui.results import ResultArray
+from napari_slicelabel.gui.settings import settings
+from napari_slicelabel.gui.shapes import between
+from napari_slicelabel.gui.state import LayerFacts, ProjectFacts, RunFacts, ScoreBook, Snapshot, resolve
+from napari_slicelabel.gui.tasks import Tasks
+from napari_slicelabel.gui.worker import RunState, RunWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from napari_slicelabel.data.project import Project
+    from napari_slicelabel.engine.config import MethodConfig
+    from napari_slicelabel.gui.paint import Change
+
+SELECTION = "selection"
+"""Name of the ranking that the widgets show."""
+
+_REVIEW_NAME = "review.json"
+_SETTLE_MS = 60
+_MOST_UNDO = 100
+
+KEYS: tuple[tuple[str, str], ...] = (
+    ("N", "next_proposal"),
+    ("D", "toggle_complete"),
+    ("T", "copy_previous"),
+    ("S", "preview_shapes"),
+    ("Q", "paint_background"),
+    ("J", "next_review"),
+    ("K", "previous_review"),
+    ("A", "accept"),
+    ("C", "correct"),
+    ("G", "flag"),
+    ("Control-Z", "undo"),
+    ("Control-Shift-Z", "redo"),
+)
+"""Keys on our labels layer, and the method each one calls. None of them is taken by napari on a Labels layer."""
+
+
+class Session(QObject):
+    """Labelling one volume of a project in one viewer.
+
+    Parameters
+    ----------
+    viewer : callable
+        Returns the napari viewer, or None once it is closed.
+    project : Project
+        Open.
+    volume : str
+        Which of its volumes.
+    image : napari layer, optional
+        The layer that shows the image; one is added by default.
+
+    Attributes
+    ----------
+    changed : Signal()
+        `snapshot` may be a new one.
+    said : Signal(str, bool)
+        A message for the user, and whether it is an error.
+    range_chosen : Signal(str)
+        The slices to fill, chosen outside of the form: ``all``, or ``a:b``.
+    """
+
+    changed = Signal()
+    said = Signal(str, bool)
+    range_chosen = Signal(str)
+    _saved = Signal()
+    _plane_loaded = Signal(str)
+    _read_failed = Signal(str)
+
+    def __init__(self, viewer: Callable[[], Any], project: Project, volume: str, image: Any = None) -> None:
+        super().__init__()
+        self._viewer = viewer
+        self.project = project
+        self.volume = volume
+        self.config: MethodConfig | None = None
+        self.closed = False
+        chosen = settings()
+        self.worker = RunWorker(project, self, refresh_ms=chosen.refresh_ms)
+        self.tasks = Tasks(self)
+        self._plan = RunPlan()
+        self._planned: object = None
+        self._book: ScoreBook | None = None
+        self._shown = ""
+        self._accepted: set[int] = set()
+        self._flagged: set[int] = set()
+        self._edited: set[int] = set()
+        self._skipped: set[SliceRef] = set()
+        self._ranking: Ranking | None = None
+        self._runs: tuple[RunFacts, ...] = ()
+        self._preview: dict[SliceRef, NDArray[np.uint8]] = {}
+        self._undo: list[tuple[Change, ...] | None] = []
+        self._redo: list[tuple[Change, ...] | None] = []
+        self._again: str = ""
+        self._trained = ""
+        self._run_classes: tuple[LabelClass, ...] = ()
+        self.image: Any = image
+        self.labels: Any = None
+        self.prediction: Any = None
+        self.confidence: Any = None
+        # signals, since the store calls from its own threads
+        self._saved.connect(self._soon)
+        self._plane_loaded.connect(self._refresh)
+        self._read_failed.connect(lambda text: self.said.emit(text, True))
+        self.store = PaintStore(
+            project.annotation(volume),
+            add_classes=self._add_classes,
+            saved=self._saved.emit,
+            loaded=lambda: self._plane_loaded.emit("labels"),
+            memory_bytes=chosen.memory_mb * 2**20,
+            save_after_s=chosen.autosave_s,
+        )
+        shape = project.record(volume).shape
+        self._results = {
+            role: ResultArray(
+                shape,
+                loaded=lambda role=role: self._plane_loaded.emit(role),  # type: ignore[misc]
+                failed=lambda error: self._read_failed.emit(str(error)),
+            )
+            for role in ("prediction", "confidence")
+        }
+        self._settle = QTimer(self)
+        self._settle.setSingleShot(True)
+        self._settle.setInterval(_SETTLE_MS)
+        self._settle.timeout.connect(self._settled)
+        self.worker.changed.connect(self._run_changed)
+        self.worker.slices_done.connect(self._slices_done)
+        self.worker.ended.connect(self._run_ended)
+        self.tasks.failed.connect(self._task_failed)
+        self._add_layers()
+        self._load_ranking()
+        self._read_runs()
+
+    # -- layers -------------------------------------------------------------------------------------------------------
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What the metadata of our layers say."""
+        return {"project": str(self.project.path), "volume": self.volume}
+
+    def _add_layers(self) -> None:
+        viewer = self._viewer()
+        if self.image is None:
+            self.image = show.add_image(viewer, self.project.volume(self.volume), str(self.project.path))
+        self.show_labels()
+        viewer.layers.events.removed.connect(self._layer_removed)
+        viewer.dims.events.current_step.connect(self._view_moved)
+        viewer.dims.events.order.connect(self._view_moved)
+        viewer.dims.events.ndisplay.connect(self._view_moved)
+        self._view_moved()
+
+    def show_labels(self) -> None:
+        """Add the layer to paint in, unless it is there."""
+        viewer = self._viewer()
+        if viewer is None or self.labels is not None:
+            return
+        classes = self.project.classes
+        self.labels = show.add_labels(viewer, self.store, self.volume, self.image, classes, self.about)
+        self.labels.selected_label = classes[0].id if classes else 1
+        self.labels.mode = "paint"
+        self.labels.events.paint.connect(self._painted)
+        self.labels.events.selected_label.connect(self._soon)
+        for key, name in KEYS:
+            self.labels.bind_key(key, _calling(self, name))
+        viewer.layers.selection.active = self.labels
+        self._soon()
+
+    def _show_results(self) -> None:
+        """Add the layers of a run, below the one that is painted in, unless they are there."""
+        viewer = self._viewer()
+        if viewer is None:
+            return
+        active = viewer.layers.selection.active
+        classes, about = self.project.classes, self.about
+        if self.prediction is None:
+            array = self._results["prediction"]
+            self.prediction = show.add_prediction(viewer, array, self.volume, self.image, classes, about)
+            self._below_labels(viewer, self.prediction)
+        if self.confidence is None:
+            array = self._results["confidence"]
+            self.confidence = show.add_confidence(viewer, array, self.volume, self.image, about)
+            self._below_labels(viewer, self.confidence)
+        if active is not None and active in viewer.layers:
+            viewer.layers.selection.active = active
+
+    def _below_labels(self, viewer: Any, layer: Any) -> None:
+        if self.labels is not None and self.labels in viewer.layers:
+            viewer.layers.move(viewer.layers.index(layer), viewer.layers.index(self.labels))
+
+    def _layer_removed(self, event: Any) -> None:
+        for role in ("image", "labels", "prediction", "confidence"):
+            if getattr(self, role) is not None and getattr(self, role) == event.value and role != "image":
+                setattr(self, role, None)
+        if self.labels is None:
+            # napari's own history went with the layer
+            self._undo = [item for item in self._undo if item is not None]
+            self._redo.clear()
+        self._soon()
+
+    def _refresh(self, role: str) -> None:
+        layer = getattr(self, role)
+        if layer is not None and layer.visible:
+            layer.refresh(thumbnail=False, highlight=False, extent=False)
+
+    # -- the view -----------------------------------------------------------------------------------------------------
+
+    @property
+    def current(self) -> SliceRef | None:
+        """The slice on the canvas."""
+        viewer, layer = self._viewer(), self.labels or self.image
+        return None if viewer is None or layer is None else show.current_slice(viewer, layer)
+
+    @property
+    def axis(self) -> Axis:
+        """The axis that the viewer looks along; z in 3D."""
+        viewer = self._viewer()
+        return (show.view_axis(viewer) if viewer is not None else None) or "z"
+
+    def jump(self, ref: SliceRef) -> None:
+        """Show a slice on the canvas."""
+        viewer, layer = self._viewer(), self.labels or self.image
+        if viewer is not None and layer is not None:
+            show.look_at(viewer, layer, ref)
+
+    def _view_moved(self, _event: object = None) -> None:
+        self.store.axis = self.axis
+        self._soon()
+
+    # -- what there is ------------------------------------------------------------------------------------------------
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """Everything that the widgets show, as it is now."""
+        return resolve(self.facts(), self.layer_facts(), self.worker.state, self._plan)
+
+    def facts(self) -> ProjectFacts:
+        """What the project holds."""
+        record = self.project.record(self.volume)
+        order, coverage = self._proposed()
+        return ProjectFacts(
+            path=str(self.project.path),
+            volume=self.volume,
+            shape=record.shape,
+            voxel_size=record.voxel_size,
+            unit=record.unit,
+            classes=self.project.classes,
+            painted={axis: self.store.painted(axis) for axis in AXES},
+            complete={axis: self.store.complete(axis) for axis in AXES},
+            saving=self.store.save_state,
+            order=order,
+            coverage=coverage,
+            skipped=frozenset(self._skipped),
+            runs=self._runs,
+            shown_run=self._shown,
+            scores=self._book.scores if self._book else None,
+            accepted=frozenset(self._accepted),
+            flagged=frozenset(self._flagged),
+            edited=frozenset(self._edited),
+        )
+
+    def layer_facts(self) -> LayerFacts:
+        """What the viewer shows."""
+        return LayerFacts(
+            image=self.image is not None,
+            labels=self.labels is not None,
+            prediction=self.prediction is not None,
+            confidence=self.confidence is not None,
+            current=self.current,
+            selected=int(self.labels.selected_label) if self.labels is not None else 1,
+            preview=len(self._preview),
+        )
+
+    def _soon(self, _event: object = None) -> None:
+        # many things change at once; the widgets hear of it once
+        if not self._settle.isActive() and not self.closed:
+            self._settle.start()
+
+    def _settled(self) -> None:
+        self._make_plan()
+        self.changed.emit()
+
+    def _make_plan(self) -> None:
+        """Plan the run anew, in the background, if the config or the annotated slices are other ones."""
+        config, status = self.config, self.project.annotation(self.volume).status
+        if config is None or self.worker.state.active or self._planned == (config, status):
+            return
+        self._planned = (config, status)
+
+        def done(made: RunPlan) -> None:
+            self._plan = made
+            self.changed.emit()
+
+        self.tasks.start(lambda: plan(self.project, config), done)
+
+    def set_config(self, config: MethodConfig) -> None:
+        """Take the config that the next run is to have."""
+        self.config = config
+        self._soon()
+
+    def set_range(self, text: str) -> None:
+        """Fill only these slices from now on: ``all``, or ``a:b``."""
+        self.range_chosen.emit(text)
+
+    # -- classes ------------------------------------------------------------------------------------------------------
+
+    def set_classes(self, classes: Sequence[LabelClass]) -> None:
+        """Replace the classes, and show their colours."""
+        if tuple(classes) == self.project.classes:
+            return
+        table = list(classes)
+        self.tasks.start(lambda: self.project.set_classes(table), lambda _: self._recolor())
+
+    def choose_class(self, value: int) -> None:
+        """Paint with a class from now on."""
+        if self.labels is not None:
+            self.labels.selected_label = value
+            if self.labels.mode not in ("paint", "fill", "polygon"):
+                self.labels.mode = "paint"
+
+    def paint_background(self) -> None:
+        """Paint background on purpose; again: back to the class before."""
+        if self.labels is None:
+            return
+        first = self.project.classes[0].id if self.project.classes else 1
+        chosen = self.labels.selected_label
+        self.choose_class(first if chosen == PAINTED_BACKGROUND else PAINTED_BACKGROUND)
+
+    def _recolor(self) -> None:
+        colors = show.label_colors(self.project.classes)
+        for layer in (self.labels, self.prediction):
+            if layer is not None:
+                layer.colormap = colors
+        self._soon()
+
+    def _add_classes(self, values: frozenset[int]) -> None:
+        """Give painted values a class; called in the thread that saves."""
+        known = self.project.classes
+        missing = sorted(values - {item.id for item in known})
+        if known and missing:
+            new = [LabelClass(id=v, name=f"class {v}", color=default_color(v)) for v in missing]
+            self.project.set_classes([*known, *new])
+
+    # -- choosing slices ----------------------------------------------------------------------------------------------
+
+    def propose(self, method: str, budget: int, axis: Literal["z", "y", "x", "all"], seed: int = 0) -> None:
+        """Rank slices to paint, in the background."""
+
+        def work() -> Ranking:
+            self.store.flush(5)
+            return rank(self.project, method, budget, axis, seed, [self.volume], name=SELECTION)
+
+        self.tasks.start(work, self._ranked)
+
+    def skip(self, ref: SliceRef) -> None:
+        """Leave a proposal out, or take it in again."""
+        self._skipped ^= {ref}
+        self._soon()
+
+    def next_proposal(self) -> None:
+        """Go to the next proposed slice that is not complete."""
+        rows = [row.ref for row in self.snapshot.proposals if row.state in ("proposed", "painting")]
+        if not rows:
+            self.say("No proposed slice is left. Choose more, or run.")
+            return
+        current = self.current
+        after = rows[rows.index(current) + 1 :] if current in rows else []
+        self.jump((after or rows)[0])
+
+    def _ranked(self, ranking: Ranking) -> None:
+        self._ranking = ranking
+        self._skipped.clear()
+        order, _ = self._proposed()
+        if order:
+            self.jump(order[0])
+        self._soon()
+
+    def _load_ranking(self) -> None:
+        names = self.project.ranking_names()
+        if names:
+            with suppress(SliceLabelError, ValueError):
+                name = SELECTION if SELECTION in names else names[-1]
+                self._ranking = Ranking.model_validate(self.project.ranking(name))
+
+    def _proposed(self) -> tuple[tuple[SliceRef, ...], tuple[float, ...]]:
+        if self._ranking is None:
+            return (), ()
+        items = [item for item in self._ranking.order if item.volume == self.volume]
+        whole = len(items) == len(self._ranking.order)
+        return tuple(SliceRef(item.axis, item.index) for item in items), self._ranking.coverage if whole else ()
+
+    # -- painting -----------------------------------------------------------------------------------------------------
+
+    def toggle_complete(self) -> None:
+        """Declare the slice on the canvas complete, or take that back."""
+        ref = self.current
+        if ref is None:
+            self.say("Show one slice in 2D first.")
+            return
+        complete = ref.index not in self.store.complete(ref.axis)
+        self.store.set_complete(ref, complete)
+        self._took_edits(())
+        self.say(f"{ref}: complete, what is unpainted is background." if complete else f"{ref}: no longer complete.")
+
+    def copy_previous(self) -> None:
+        """Copy the nearest annotated slice before this one (or else behind it) to where nothing is settled here."""
+        ref = self.current
+        if ref is None:
+            return
+        others = sorted((self.store.painted(ref.axis) | self.store.complete(ref.axis)) - {ref.index})
+        before = [index for index in others if index < ref.index]
+        source = before[-1] if before else (others[0] if others else None)
+        if source is None:
+            self.say("No other slice is painted yet.")
+            return
+
+        def work() -> tuple[Change, ...]:
+            free = ~self.store.known(ref)
+            values = self.store.read_plane(ref)
+            values[free] = self.store.read_plane(SliceRef(ref.axis, source))[free]
+            return self.store.change([(ref, values, None)])
+
+        self._operate(work, f"Copied {ref.axis}{source} to {ref}. Correct it, then mark it complete (D).")
+
+    def preview_shapes(self) -> None:
+        """Show the shapes between the annotated slices around this one; called again: put them in."""
+        if self._preview:
+            self.apply_preview()
+            return
+        ref = self.current
+        if ref is None:
+            return
+        annotated = sorted(self.store.painted(ref.axis) | self.store.complete(ref.axis))
+        record = self.project.record(self.volume)
+
+        def work() -> dict[SliceRef, NDArray[np.uint8]]:
+            return between(self.store, ref, annotated, record.voxel_size)
+
+        self.tasks.start(work, self._previewed)
+
+    def apply_preview(self) -> None:
+        """Put the previewed shapes into the annotation, where nothing is settled; can be undone."""
+        planes = dict(self._preview)
+        if not planes:
+            return
+
+        def merged(ref: SliceRef, shapes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            values, free = self.store.read_plane(ref), ~self.store.known(ref)
+            values[free] = shapes[free]
+            return values
+
+        self._operate(
+            lambda: self.store.change((ref, merged(ref, shapes), None) for ref, shapes in planes.items()),
+            f"Put shapes into {len(planes)} slices.",
+        )
+        self.discard_preview()
+
+    def discard_preview(self) -> None:
+        """Show the labels of the run again."""
+        self._preview = {}
+        self._results["prediction"].preview({})
+        self._refresh("prediction")
+        self._soon()
+
+    def _previewed(self, planes: dict[SliceRef, NDArray[np.uint8]]) -> None:
+        if not planes:
+            self.say("Paint a slice on both sides of this one first.")
+            return
+        self._preview = planes
+        self._show_results()
+        self._results["prediction"].preview(planes)
+        self.prediction.visible = True
+        self._refresh("prediction")
+        self.say(f"Preview of {len(planes)} slices: S puts them in, Escape in the dock discards them.")
+        self._soon()
+
+    def undo(self) -> None:
+        """Take the last stroke or operation back, and show the slice that it changed."""
+        self._step(self._undo, self._redo, forward=False)
+
+    def redo(self) -> None:
+        """Do what was undone again, and show the slice that it changes."""
+        self._step(self._redo, self._undo, forward=True)
+
+    def _step(
+        self, source: list[tuple[Change, ...] | None], target: list[tuple[Change, ...] | None], *, forward: bool
+    ) -> None:
+        if not source:
+            self.say("Nothing to redo." if forward else "Nothing to undo.")
+            return
+        item = source.pop()
+        target.append(item)
+        if item is None:
+            self.store.touched()
+            if self.labels is not None:
+                (self.labels.redo if forward else self.labels.undo)()
+            self._stepped(self.store.touched(), forward=forward)
+            return
+        change = self.store.redo if forward else self.store.undo
+        self.tasks.start(lambda: change(item), lambda refs: self._stepped(refs, forward=forward))
+
+    def _stepped(self, refs: Sequence[SliceRef], *, forward: bool) -> None:
+        self._took_edits(refs)
+        if refs and self.current not in refs:
+            self.jump(refs[-1])
+        self._refresh("labels")
+        places = ", ".join(map(str, refs[:3])) + (" ..." if len(refs) > 3 else "")
+        self.say(f"{'Redone' if forward else 'Undone'} in {places}." if refs else "Nothing changed.")
+
+    def _painted(self, _event: object) -> None:
+        self._remember(None)
+        self._took_edits(self.store.touched())
+
+    def _remember(self, item: tuple[Change, ...] | None) -> None:
+        self._undo.append(item)
+        self._redo.clear()
+        strokes = [number for number, entry in enumerate(self._undo) if entry is None]
+        if len(strokes) > _MOST_UNDO:
+            # napari forgets its oldest stroke, and so do we
+            del self._undo[strokes[0]]
+        if len(self._undo) - len(strokes) > _MOST_UNDO:
+            del self._undo[next(number for number, entry in enumerate(self._undo) if entry is not None)]
+
+    def _operate(self, work: Callable[[], tuple[Change, ...]], message: str) -> None:
+        """Change planes in the background, so that it can be undone."""
+
+        def done(changes: tuple[Change, ...]) -> None:
+            self._remember(changes)
+            self._took_edits([change.ref for change in changes])
+            self._refresh("labels")
+            self.say(message)
+
+        self.tasks.start(work, done)
+
+    def _took_edits(self, refs: Sequence[SliceRef]) -> None:
+        if self._book is not None:
+            self._edited |= {ref.index for ref in refs if ref.axis == self._book.axis}
+        self._soon()
+
+    # -- runs ---------------------------------------------------------------------------------------------------------
+
+    def start_run(self) -> None:
+        """Save what is painted, then run the config."""
+        config, size = self.config, self._plan
+        if config is None or self.worker.state.active:
+            return
+        if size.problem:
+            self.say(size.problem, error=True)
+            return
+
+        def go(saved: bool) -> None:
+            if not saved:
+                self.say(f"The run was not started: {self.store.save_state.error or 'saving takes long'}", error=True)
+                return
+            self._run_classes = self.project.classes
+            work = max(1, size.steps + size.predictions)
+            pace = size.seconds / work
+            self.worker.start(config, steps=size.steps, predictions=size.predictions, step_s=pace, prediction_s=pace)
+
+        self.tasks.start(self.store.flush, go)
+
+    def resume_run(self, run_id: str) -> None:
+        """Go on with a run that was stopped or killed."""
+        if not self.worker.state.active:
+            self._run_classes = self.project.classes
+            self.tasks.start(self.store.flush, lambda _: self.worker.start(None, resume=run_id))
+
+    def show_run(self, run_id: str) -> None:
+        """Show the labels of a run."""
+        project, volume = self.project, self.volume
+
+        def work() -> tuple[RunRecord, ScoreBook]:
+            folder = project.run_folder(run_id)
+            record = RunRecord.load(folder)
+            depth = project.record(volume).shape[AXES.index(record.axis)]
+            book = ScoreBook(record.axis, depth, frozenset(record.annotated.get(volume, ())))
+            for event in read_events(folder / JOURNAL_NAME):
+                if isinstance(event, SliceDone) and event.volume == volume and event.index < depth:
+                    book.put(event.index, event.confidence, event.provenance)
+            return record, book
+
+        self.tasks.start(work, lambda found: self._attach(run_id, *found))
+
+    def _attach(self, run_id: str, record: RunRecord, book: ScoreBook) -> None:
+        folder = self.project.run_folder(run_id)
+        for role, array in self._results.items():
+            array.show(run_store(self.project, folder, role, self.volume, record.axis), record.axis)
+        if run_id != self._shown:
+            self._edited.clear()
+            self._load_review(folder)
+        self._shown, self._book = run_id, book
+        self._show_results()
+        for role in self._results:
+            self._refresh(role)
+        self._soon()
+
+    def _run_changed(self) -> None:
+        state = self.worker.state
+        if state.run_id and state.run_id != self._shown and state.phase == "running":
+            with suppress(SliceLabelError):
+                record = RunRecord.load(self.project.run_folder(state.run_id))
+                depth = self.project.record(self.volume).shape[AXES.index(record.axis)]
+                book = ScoreBook(record.axis, depth, frozenset(record.annotated.get(self.volume, ())))
+                self._attach(state.run_id, record, book)
+        self._take_corrections(state)
+        self._soon()
+
+    def _take_corrections(self, state: RunState) -> None:
+        """Begin the next round anew where something was painted since: a resumed run reads the annotation again."""
+        learned = state.stage.endswith(": learn")
+        if learned:
+            self._trained = state.stage
+        elif self._trained and state.stage.startswith("round ") and state.phase == "running":
+            self._trained = ""
+            if self._edited and self.project.classes != self._run_classes:
+                # a network has the classes that it began with
+                self.say("There are new classes: what you painted is taken into the next run.")
+            elif self._edited and self._book is not None:
+                self._again = state.run_id
+                self.say("What you painted is taken into the next round.")
+                self.worker.stop()
+
+    def _slices_done(self, events: list[SliceDone]) -> None:
+        mine = [event for event in events if event.volume == self.volume]
+        if not mine or self._book is None:
+            return
+        for event in mine:
+            self._book.put(event.index, event.confidence, event.provenance)
+        indices = [event.index for event in mine]
+        current = self.current
+        for role, array in self._results.items():
+            array.changed(indices)
+            if current is not None and (current.axis != self._book.axis or current.index in indices):
+                self._refresh(role)
+
+    def _run_ended(self, state: RunState) -> None:
+        again, self._again = self._again, ""
+        if again and state.phase == "stopped":
+            if self._book is not None:
+                with suppress(SliceLabelError):
+                    self._book.annotated = self.store.painted(self._book.axis) | self.store.complete(self._book.axis)
+            self._edited.clear()
+            self.worker.start(None, resume=again)
+            return
+        self._read_runs()
+        if state.phase == "failed":
+            self.said.emit(state.error, True)
+        elif state.phase in ("stopped", "cancelled"):
+            self.say(f"The run was {state.phase}; {state.written} slices are kept, and it can go on later.")
+        elif state.phase == "finished":
+            self.say("The run is finished. Review the doubtful slices, or export.")
+        self._soon()
+
+    def _read_runs(self) -> None:
+        project = self.project
+
+        def work() -> tuple[RunFacts, ...]:
+            found = []
+            for run_id in project.run_ids():
+                try:
+                    record = RunRecord.load(project.run_folder(run_id))
+                except SliceLabelError as error:
+                    found.append(RunFacts(run_id, "?", "damaged", str(error)))
+                else:
+                    found.append(RunFacts(run_id, record.method, record.outcome, record.error))
+            return tuple(found)
+
+        def done(runs: tuple[RunFacts, ...]) -> None:
+            self._runs = runs
+            shown = [run for run in runs if run.outcome != "damaged"]
+            if shown and not self._shown and not self.worker.state.active:
+                self.show_run(shown[-1].run_id)
+            self._soon()
+
+        self.tasks.start(work, done)
+
+    # -- review -------------------------------------------------------------------------------------------------------
+
+    def next_review(self) -> None:
+        """Go to the next doubtful slice."""
+        self._review(1)
+
+    def previous_review(self) -> None:
+        """Go back to the doubtful slice before."""
+        self._review(-1)
+
+    def accept(self) -> None:
+        """Copy the prediction of this slice to where no human settled anything, and count the slice as complete."""
+        self._take_prediction(complete=True)
+
+    def correct(self) -> None:
+        """Copy the prediction of this slice to where no human settled anything, to be painted over."""
+        self._take_prediction(complete=False)
+
+    def _take_prediction(self, *, complete: bool) -> None:
+        ref, book = self.current, self._book
+        if ref is None or book is None or ref.axis != book.axis or not np.isfinite(book.scores.confidence[ref.index]):
+            self.say("No prediction in this slice.")
+            return
+
+        def work() -> tuple[Change, ...]:
+            predicted = self._results["prediction"].read_plane(ref)
+            free, values = ~self.store.known(ref), self.store.read_plane(ref)
+            values[free] = predicted[free]
+            return self.store.change([(ref, values, True if complete else None)])
+
+        if complete:
+            self._accepted.add(ref.index)
+            self._flagged.discard(ref.index)
+            self._save_review()
+            self._operate(work, f"Accepted {ref}. It counts as painted by you; undo takes it back.")
+        else:
+            self._operate(work, f"The prediction of {ref} is yours to correct. Then mark it complete (D).")
+
+    def flag(self) -> None:
+        """Keep this slice in the queue for later, or take the flag away."""
+        ref, book = self.current, self._book
+        if ref is None or book is None or ref.axis != book.axis:
+            return
+        self._flagged ^= {ref.index}
+        self._accepted.discard(ref.index)
+        self._save_review()
+        self.say(f"{ref} is flagged for later." if ref.index in self._flagged else f"{ref} is no longer flagged.")
+        self._soon()
+
+    def _review(self, step: int) -> None:
+        queue, book, current = self.snapshot.queue, self._book, self.current
+        if not queue or book is None:
+            self.say("No slice is left to review.")
+            return
+        order = [row.index for row in queue]
+        place = order.index(current.index) + step if current is not None and current.index in order else 0
+        self.jump(SliceRef(book.axis, order[place % len(order)]))
+
+    def _save_review(self) -> None:
+        if not self._shown:
+            return
+        folder = self.project.run_folder(self._shown)
+        text = json.dumps({"accepted": sorted(self._accepted), "flagged": sorted(self._flagged)})
+        self.tasks.start(lambda: write_text(folder / _REVIEW_NAME, text + "\n"))
+
+    def _load_review(self, folder: Path) -> None:
+        self._accepted, self._flagged = set(), set()
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            kept = json.loads((folder / _REVIEW_NAME).read_text("utf-8"))
+            self._accepted, self._flagged = set(kept["accepted"]), set(kept["flagged"])
+
+    def export_labels(self, to: str | Path, *, overwrite: bool = False) -> None:
+        """Write the labels of the shown run to a file, in the background."""
+        run_id = self._shown
+        if not run_id:
+            self.say("There are no labels yet: run first.", error=True)
+            return
+
+        def work() -> tuple[Path, ...]:
+            return export(self.project, run_id, to, volume=self.volume, overwrite=overwrite)
+
+        self.tasks.start(work, lambda files: self.say(f"Exported {files[0].name} to {files[0].parent}."))
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def say(self, text: str, *, error: bool = False) -> None:
+        """Tell the user something."""
+        self.said.emit(text, error)
+        self._soon()
+
+    def _task_failed(self, line: str, whole: str) -> None:
+        self.said.emit(line, True)
+        self._soon()
+
+    def close(self) -> None:
+        """Stop the run, save what is painted, and end all threads."""
+        if self.closed:
+            return
+        self.closed = True
+        self._settle.stop()
+        self._forget_viewer()
+        self.worker.finish()
+        self.tasks.close()
+        self.store.close()
+        for array in self._results.values():
+            array.close()
+
+    def _forget_viewer(self) -> None:
+        viewer = self._viewer()
+        if viewer is None:
+            return
+        viewer.layers.events.removed.disconnect(self._layer_removed)
+        for name in ("current_step", "order", "ndisplay"):
+            getattr(viewer.dims.events, name).disconnect(self._view_moved)
+        if self.labels is not None:
+            self.labels.events.paint.disconnect(self._painted)
+            self.labels.events.selected_label.disconnect(self._soon)
+            for key, _ in KEYS:
+                self.labels.bind_key(key, None)
+
+
+def _calling(session: Session, name: str) -> Callable[[Any], None]:
+    def call(_layer: Any) -> None:
+        if not session.closed:
+            getattr(session, name)()
+
+    call.__name__ = name
+    call.__doc__ = getattr(Session, name).__doc__
+    return call
+
+
+def open_session(viewer: Callable[[], Any], project: Project, volume: str = "", image: Any = None) -> Session:
+    """Begin to label a volume of a project.
+
+    Raises
+    ------
+    InputError
+        No such volume.
+    MissingFileError
+        Its image is not there.
+    """
+    name = volume or project.names[0]
+    if name not in project.names:
+        raise InputError(f"volume {name!r}: this project has {', '.join(project.names)}")
+    project.volume(name)
+    return Session(viewer, project, name, image)

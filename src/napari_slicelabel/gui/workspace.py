@@ -1,0 +1,217 @@
+"""One for each viewer: the session that goes on in it, whichever widgets are open."""
+
+from __future__ import annotations
+
+import atexit
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QEvent, QObject, QTimer, Signal
+from qtpy.QtWidgets import QApplication
+
+from napari_slicelabel.data.project import Project
+from napari_slicelabel.engine.plan import RunPlan
+from napari_slicelabel.errors import SliceLabelError
+from napari_slicelabel.gui.layers import KEY
+from napari_slicelabel.gui.session import Session, open_session
+from napari_slicelabel.gui.starting import ImageFacts, start_project
+from napari_slicelabel.gui.state import LayerFacts, Snapshot, resolve
+from napari_slicelabel.gui.tasks import Tasks
+from napari_slicelabel.gui.worker import RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qtpy.QtWidgets import QWidget
+
+    from napari_slicelabel.data.classes import LabelClass
+
+_WATCH_MS = 1000
+
+_WORKSPACES: weakref.WeakKeyDictionary[Any, Workspace] = weakref.WeakKeyDictionary()
+
+
+class Workspace(QObject):
+    """What goes on in a viewer. Get it with `Workspace.of`; widgets come and go, it stays.
+
+    Attributes
+    ----------
+    changed : Signal()
+        `snapshot` may be a new one.
+    said : Signal(str, bool)
+        A message for the user, and whether it is an error.
+    session_changed : Signal()
+        `session` is another one.
+    session : Session or None
+        The labelling that goes on.
+    """
+
+    changed = Signal()
+    said = Signal(str, bool)
+    session_changed = Signal()
+
+    def __init__(self, viewer: Any) -> None:
+        super().__init__()
+        # the viewer that a widget gets is a proxy; it must not keep the viewer alive
+        self._ref = weakref.ref(getattr(viewer, "__wrapped__", viewer))
+        self._wrap = type(viewer) if hasattr(viewer, "__wrapped__") else (lambda inner: inner)
+        self.session: Session | None = None
+        self.busy = ""
+        self._tasks = Tasks(self)
+        self._tasks.failed.connect(self._failed)
+        self._windows: list[weakref.ref[QWidget]] = []
+        viewer.layers.events.inserted.connect(self._layers_changed)
+        viewer.layers.events.removed.connect(self._layers_changed)
+        self._watch = QTimer(self)
+        self._watch.setInterval(_WATCH_MS)
+        self._watch.timeout.connect(self._check_viewer)
+        self._watch.start()
+        app = QApplication.instance()
+        if app is not None:
+            app.aboutToQuit.connect(self.close)
+        atexit.register(self.close)
+
+    @classmethod
+    def of(cls, viewer: Any) -> Workspace:
+        """Return the workspace of a viewer, the same one each time."""
+        inner = getattr(viewer, "__wrapped__", viewer)
+        if inner not in _WORKSPACES:
+            _WORKSPACES[inner] = cls(viewer)
+        return _WORKSPACES[inner]
+
+    @property
+    def viewer(self) -> Any:
+        """The viewer; None once it is closed."""
+        inner = self._ref()
+        return None if inner is None else self._wrap(inner)
+
+    def watch_window(self, window: QWidget | None) -> None:
+        """End everything when this window closes: a dock gets no word of that."""
+        if window is not None and not any(ref() is window for ref in self._windows):
+            self._windows.append(weakref.ref(window))
+            window.installEventFilter(self)
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        """Look for the window's end. napari may ask first and stay: hence the look a moment later."""
+        if event is not None and event.type() == QEvent.Type.Close:
+            QTimer.singleShot(0, self._check_window)
+        return False
+
+    # -- what there is ------------------------------------------------------------------------------------------------
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """Everything that the widgets show."""
+        if self.session is not None:
+            return self.session.snapshot
+        return resolve(None, LayerFacts(images=tuple(self.images())), RunState(), RunPlan())
+
+    def images(self) -> dict[str, Any]:
+        """Return the layers that labelling could begin on, by name."""
+        viewer = self.viewer
+        if viewer is None:
+            return {}
+        return {
+            layer.name: layer
+            for layer in viewer.layers
+            if hasattr(layer, "contrast_limits") and layer.ndim >= 3 and self._role(layer) in ("", "image")
+        }
+
+    @staticmethod
+    def _role(layer: Any) -> str:
+        return str(dict(layer.metadata.get(KEY, {})).get("role", ""))
+
+    # -- beginning ----------------------------------------------------------------------------------------------------
+
+    def start(self, layer: Any, folder: Path, classes: Sequence[LabelClass | str] = ()) -> None:
+        """Begin to label an image of the viewer; its project is created if it is not there."""
+        try:
+            facts = ImageFacts.of(layer)
+        except SliceLabelError as error:
+            self.said.emit(str(error), True)
+            return
+        reference = weakref.ref(getattr(layer, "__wrapped__", layer))
+        self._set_busy("Preparing the project ...")
+        self._tasks.start(
+            lambda: start_project(facts, folder, classes), lambda found: self._begin(found[0], found[1], reference())
+        )
+
+    def open_project(self, path: Path, volume: str = "", layer: Any = None) -> None:
+        """Open a project folder and go on with it."""
+
+        def work() -> tuple[Project, str]:
+            project = Project.open(path)
+            # opened and measured here, not in the window's thread
+            name = volume or project.names[0]
+            project.volume(name).intensity()
+            return project, name
+
+        self._set_busy("Opening the project ...")
+        self._tasks.start(work, lambda found: self._begin(found[0], found[1], layer))
+
+    def _begin(self, project: Project, volume: str, image: Any) -> None:
+        self._set_busy("")
+        if self.viewer is None:
+            return
+        if self.session is not None and (self.session.project.path, self.session.volume) == (project.path, volume):
+            return
+        self.end_session()
+        try:
+            self.session = open_session(lambda: self.viewer, project, volume, image)
+        except SliceLabelError as error:
+            self.said.emit(str(error), True)
+            return
+        self.session.changed.connect(self.changed)
+        self.session.said.connect(self.said)
+        self.session_changed.emit()
+        self.changed.emit()
+
+    def _set_busy(self, text: str) -> None:
+        self.busy = text
+        self.changed.emit()
+
+    def _failed(self, line: str, whole: str) -> None:
+        self._set_busy("")
+        self.said.emit(line, True)
+
+    def _layers_changed(self, event: Any) -> None:
+        self.changed.emit()
+        if event.type == "inserted" and self.session is None and not self.busy:
+            about = dict(event.value.metadata.get(KEY, {}))
+            if about.get("role") == "image" and about.get("project"):
+                self.open_project(Path(about["project"]), about.get("volume", ""), event.value)
+
+    def adopt(self) -> None:
+        """Go on with the project that a reader or a sample has put into the viewer."""
+        for layer in self.images().values():
+            about = dict(layer.metadata.get(KEY, {}))
+            if self.session is None and not self.busy and about.get("project"):
+                self.open_project(Path(about["project"]), about.get("volume", ""), layer)
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def end_session(self) -> None:
+        """Stop the run, save what is painted; the layers stay."""
+        session, self.session = self.session, None
+        if session is not None:
+            session.close()
+            self.session_changed.emit()
+
+    def close(self) -> None:
+        """End everything."""
+        atexit.unregister(self.close)
+        self._watch.stop()
+        self.end_session()
+        self._tasks.close()
+
+    def _check_viewer(self) -> None:
+        if self._ref() is None:
+            self.close()
+
+    def _check_window(self) -> None:
+        for ref in self._windows:
+            window = ref()
+            if window is None or not window.isVisible():
+                self.close()
+                return

@@ -1,0 +1,166 @@
+"""Real napari windows, on a virtual screen where there is none."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# before napari is imported: settings of other runs, and of the person whose machine this is, stay out
+os.environ["NAPARI_CONFIG"] = str(Path(tempfile.mkdtemp(prefix="napari-")) / "settings.yaml")
+os.environ.setdefault("NAPARI_STRICT_QT", "1")
+os.environ.setdefault("NAPARI_ENSURE_PLUGIN_MAIN_THREAD", "1")
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pytestqt.qtbot import QtBot
+
+    from napari_slicelabel.data.samples import Sample
+    from napari_slicelabel.gui.dock import WorkflowDock
+
+CANVAS = "CanvasBackendDesktop"
+
+
+def pytest_collection_modifyitems(config: pytest.Config) -> None:
+    """Fail rather than hang where there is neither a screen nor a virtual one."""
+    if os.environ.get("DISPLAY") is None and os.name == "posix" and not hasattr(config, "xvfb"):
+        import shutil
+        import sys
+
+        if sys.platform == "linux" and shutil.which("Xvfb") is None:
+            raise pytest.UsageError("no screen: install xvfb (apt-get install xvfb)")
+
+
+class Bench:
+    """A napari window with the workflow docked: what a person has before them, and their hands."""
+
+    def __init__(self, viewer: Any, qtbot: QtBot, folder: Path) -> None:
+        from napari_slicelabel.gui.dock import WorkflowDock
+
+        self.viewer = viewer
+        self.qtbot = qtbot
+        self.folder = folder
+        self.dock: WorkflowDock = WorkflowDock(viewer)
+        viewer.window.add_dock_widget(self.dock, name="Label from few slices", area="right")
+        self.workspace = self.dock.workspace
+
+    @property
+    def session(self) -> Any:
+        assert self.workspace.session is not None
+        return self.workspace.session
+
+    @property
+    def snapshot(self) -> Any:
+        return self.workspace.snapshot
+
+    def panel(self, name: str) -> Any:
+        return next(s.panel for s in self.dock.sections if type(s.panel).__name__ == name)
+
+    def wait(self, condition: Callable[[], bool], timeout_s: float = 60) -> None:
+        self.qtbot.waitUntil(condition, timeout=int(timeout_s * 1000))
+
+    def settle(self) -> None:
+        """Wait until no job is at work, all is saved, and the widgets have heard of it."""
+        self.wait(lambda: not self.session.tasks.busy and not self.session.store.save_state.unsaved)
+        self.qtbot.wait(200)
+        self.wait(lambda: not self.session.tasks.busy)
+
+    def click(self, button: Any) -> None:
+        from qtpy.QtCore import Qt
+
+        assert button.isEnabled(), f"{button.text()} is greyed out"
+        # a section may be folded, but a button that is hidden in it cannot be clicked
+        assert not button.isHidden(), f"{button.text()} is hidden"
+        self.qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+    def start(self, image: np.ndarray, **place: Any) -> None:
+        """Open an image and press Start."""
+        self.viewer.add_image(image, name="stack", **place)
+        volume = self.panel("VolumePanel")
+        self.qtbot.waitUntil(volume.start.isEnabled)
+        volume.folder.setText(str(self.folder / "stack.slicelabel"))
+        self.click(volume.start)
+        self.wait(lambda: self.workspace.session is not None)
+        self.settle()
+
+    @property
+    def canvas(self) -> Any:
+        from qtpy.QtWidgets import QApplication
+
+        return next(w for w in QApplication.allWidgets() if type(w).__name__ == CANVAS and w.window().isVisible())
+
+    def at(self, y: float, x: float) -> Any:
+        """Return where on the canvas a voxel of the shown slice is, as the camera has it."""
+        from qtpy.QtCore import QPoint
+
+        layer = self.session.labels
+        # 0.9 on; before it the viewer itself has the camera
+        camera = getattr(self.viewer, "scene", self.viewer).camera
+        shown = list(self.viewer.dims.displayed)
+        inside = [0.0] * 3
+        for axis, value in zip(shown, (y, x), strict=True):
+            inside[axis] = value
+        world = np.asarray(layer.data_to_world(inside))[shown]
+        middle = np.asarray(camera.center)[-2:]
+        size = self.canvas.size()
+        offset = (world - middle) * camera.zoom
+        return QPoint(round(size.width() / 2 + offset[1]), round(size.height() / 2 + offset[0]))
+
+    def drag(self, *points: tuple[float, float]) -> None:
+        """Press the mouse at the first voxel, move over the others, release."""
+        from qtpy.QtCore import Qt
+        from qtpy.QtTest import QTest
+
+        canvas, places = self.canvas, [self.at(*point) for point in points]
+        QTest.mouseMove(canvas, places[0])
+        self.qtbot.wait(20)
+        QTest.mousePress(canvas, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier, places[0])
+        for place in places[1:]:
+            QTest.mouseMove(canvas, place)
+            self.qtbot.wait(10)
+        QTest.mouseRelease(canvas, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier, places[-1])
+        self.qtbot.wait(30)
+
+    def press(self, key: str) -> None:
+        """Press a key over the canvas, such as ``N`` or ``Ctrl+Z``."""
+        from qtpy.QtCore import Qt
+        from qtpy.QtTest import QTest
+
+        *modifiers, letter = key.split("+")
+        held = Qt.KeyboardModifier.NoModifier
+        for name in modifiers:
+            held |= {"Ctrl": Qt.KeyboardModifier.ControlModifier, "Shift": Qt.KeyboardModifier.ShiftModifier}[name]
+        QTest.keyClick(self.canvas, getattr(Qt.Key, f"Key_{letter}"), held)
+        self.qtbot.wait(30)
+
+    def paint_truth(self, truth: np.ndarray, indices: list[int]) -> None:
+        """Paint whole slices through the layer, and mark them complete with the key."""
+        from napari_slicelabel.data.boxes import SliceRef
+
+        for index in indices:
+            self.session.jump(SliceRef("z", index))
+            self.session.labels.data[index, :, :] = truth[index]
+            self.press("D")
+        self.session.labels.refresh()
+        self.settle()
+
+
+@pytest.fixture
+def bench(make_napari_viewer_proxy: Any, qtbot: QtBot, tmp_path: Path) -> Iterator[Bench]:
+    """A window of 1280 x 800 with the workflow docked."""
+    viewer = make_napari_viewer_proxy(show=True)
+    viewer.window.resize(1280, 800)
+    bench = Bench(viewer, qtbot, tmp_path)
+    yield bench
+    bench.workspace.close()
+
+
+@pytest.fixture
+def stack(tiny_stack: Sample) -> Sample:
+    """16 x 64 x 64 synthetic EM with truth."""
+    return tiny_stack
