@@ -216,6 +216,9 @@ def test_volumes_without_annotation_are_labelled_by_the_model(
     done = [event for event in events_of(project) if isinstance(event, SliceDone) and event.volume == "b"]
     assert [event.index for event in done] == list(range(6))
     assert run_store(project, project.run_folder(run_id(project)), "prediction", "b", "z").read(3).shape == (64, 64)
+    scores = evaluate(project, truth=project.volume("b"), run_id=run_id(project), volume="b")
+    assert 0 <= scores["mean_dice"] <= 1
+    assert scores["by_distance"] == []
     # the model that is kept needs no annotated neighbours: it is for other volumes
     assert load_network(project.run_folder(run_id(project)) / "model")[0].config.shape_classes == ()
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.engine.stores import SliceStore
 
+# The distance to the nearest annotated slice in a volume that has none.
+_NOWHERE = -1
 # A class with such a word in its name is what separates the instances of a truth that numbers them.
 _MEMBRANE_WORDS = ("membrane", "boundary", "border")
 
@@ -63,12 +65,13 @@ def evaluate(
         JSON can hold it. None stands for what is not defined.
 
         ``mean_dice`` is the primary number: the mean over the foreground classes of the Dice of all unannotated slices
-        together. ``mean_slice_dice`` is the mean over slices. ``classes`` holds dice, iou, hd95 and assd of each class
-        (lengths in ``unit``, with a ``note`` where there are none), ``by_distance`` the mean Dice by distance in slices
-        to the nearest annotated one. ``confidence`` holds Spearman's correlation of expected and true Dice over slices,
-        the expected calibration error of the voxels' confidence (over all, and over those predicted or truly
-        foreground), and the mean of expected - true Dice. ``instances`` replaces the classes where the truth numbers
-        them: means over slices of adapted Rand error and variation of information.
+        together. ``mean_slice_dice`` is the mean over slices. ``classes`` holds dice, iou, hd95 and assd of each
+        class (lengths in ``unit``, with a ``note`` where there are none), ``by_distance`` the mean Dice by distance
+        in slices to the nearest annotated one; nothing for a volume that has none. ``confidence`` holds Spearman's
+        correlation of expected and true Dice over slices, the expected calibration error of the voxels' confidence
+        (over all, and over those predicted or truly foreground), and the mean of expected - true Dice. ``instances``
+        replaces the classes where the truth numbers them: means over slices of adapted Rand error and variation of
+        information.
 
     Raises
     ------
@@ -138,7 +141,7 @@ class _Subject:
         return labels
 
     def distance(self, index: int) -> int:
-        return min(abs(index - other) for other in self.annotated)
+        return min((abs(index - other) for other in self.annotated), default=_NOWHERE)
 
     def head(self) -> dict[str, Any]:
         """Return the part of the report that says what was scored."""
@@ -285,6 +288,7 @@ def _report_classes(subject: _Subject, tally: _Tally) -> dict[str, Any]:
         "by_distance": [
             {"distance": distance, "slices": len(many), "mean_dice": sum(many, Confusion()).mean_dice(ids)}
             for distance, many in sorted(tally.by_distance.items())
+            if distance != _NOWHERE
         ],
         "confidence": _report_confidence(tally),
     }

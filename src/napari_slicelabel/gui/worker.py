@@ -322,11 +322,11 @@ class RunWorker(QObject):
             left_s=self._pace.left() if state.phase == "running" and state.total else None,
         )
         self._clock = now
+        # first who runs, then what it wrote: a short run may bring both at once, and slices of an unknown run are lost
+        self.changed.emit()
         if done:
             self.slices_done.emit(done)
-        if alive:
-            self.changed.emit()
-        elif self.state.active:
+        if not alive and self.state.active:
             self._end()
 
     def _progressed(self, state: RunState, event: Progress, when: float) -> RunState:
