@@ -20,6 +20,7 @@ import torch
 from benchmarks.document import REPOSITORY, write_section
 from benchmarks.jobs import apart
 from benchmarks.runs import VOLUMES, make_project, open_pair
+from napari_slicelabel.engine.events import drain
 from napari_slicelabel.engine.select.candidates import Candidates
 from napari_slicelabel.engine.select.coverage import Similarities, greedy_cover
 from napari_slicelabel.engine.select.features import FEATURES
@@ -27,21 +28,11 @@ from napari_slicelabel.engine.select.interval import interval
 from napari_slicelabel.engine.select.thumbnails import make_thumbnails
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
     from typing import Any
 
 DOCUMENT = REPOSITORY / "docs" / "selection.md"
 BUDGETS = (1, 2, 3, 5, 10, 20)
 DRAWS = 20
-
-
-def drain(steps: Generator[Any, None, Any]) -> Any:
-    """Return what a generator returns."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 def cover(name: str, features: str) -> dict[str, Any]:

@@ -11,29 +11,21 @@ import torch
 
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.data.project import Project
-from napari_slicelabel.engine.events import Progress
-from napari_slicelabel.engine.select import FEATURES, Ranking, rank, rank_in_steps
+from napari_slicelabel.engine.events import Progress, drain
+from napari_slicelabel.engine.select import Ranking, rank, rank_in_steps
 from napari_slicelabel.engine.select.autoencoders import ConvAutoencoder, MaskedAutoencoder, learn_features, seeded
 from napari_slicelabel.engine.select.candidates import Candidates, Stack
+from napari_slicelabel.engine.select.features import FEATURES
 from napari_slicelabel.engine.select.thumbnails import SIDE_PX, Thumbnails, make_thumbnails
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
 
 pytestmark = pytest.mark.usefixtures("_short_training")
-
-
-def drain(steps: Generator[object, None, object]) -> object:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 def scenes(seed: int = 0, lengths: tuple[int, ...] = (20, 12, 6), side: int = 48) -> NDArray[np.uint8]:

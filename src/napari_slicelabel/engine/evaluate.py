@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.engine.stores import SliceStore
 
-# The distance to the nearest annotated slice in a volume that has none.
-_NOWHERE = -1
 # A class with such a word in its name is what separates the instances of a truth that numbers them.
 _MEMBRANE_WORDS = ("membrane", "boundary", "border")
 
@@ -141,7 +139,7 @@ class _Subject:
         return labels
 
     def distance(self, index: int) -> int:
-        return min((abs(index - other) for other in self.annotated), default=_NOWHERE)
+        return min(abs(index - other) for other in self.annotated)
 
     def head(self) -> dict[str, Any]:
         """Return the part of the report that says what was scored."""
@@ -161,7 +159,7 @@ class _Tally:
     """What one pass over the slices adds up."""
 
     pooled: Confusion = field(default_factory=Confusion)
-    by_distance: dict[int, list[Confusion]] = field(default_factory=lambda: defaultdict(list))
+    slices: dict[int, Confusion] = field(default_factory=dict)
     expected: list[float] = field(default_factory=list)
     true: list[float] = field(default_factory=list)
     everywhere: Calibration = field(default_factory=Calibration)
@@ -235,7 +233,7 @@ def _count_slice(
     prediction, truth, sure = voxels
     confusion = Confusion.of(prediction, truth)
     tally.pooled += confusion
-    tally.by_distance[subject.distance(index)].append(confusion)
+    tally.slices[index] = confusion
     dice = confusion.mean_dice(tuple(subject.classes))
     if dice is not None and index in subject.rows:
         tally.expected.append(subject.rows[index].confidence)
@@ -262,17 +260,29 @@ def _grow_bounds(
             bounds[value] = Box(tuple(map(min, old.start, start)), tuple(map(max, old.stop, stop)))
 
 
+def _report_distances(subject: _Subject, tally: _Tally) -> list[dict[str, Any]]:
+    if not subject.annotated:
+        return []
+    by_distance: dict[int, list[Confusion]] = defaultdict(list)
+    for index, confusion in tally.slices.items():
+        by_distance[subject.distance(index)].append(confusion)
+    ids = tuple(subject.classes)
+    return [
+        {"distance": distance, "slices": len(many), "mean_dice": sum(many, Confusion()).mean_dice(ids)}
+        for distance, many in sorted(by_distance.items())
+    ]
+
+
 def _report_classes(subject: _Subject, tally: _Tally) -> dict[str, Any]:
     ids = tuple(subject.classes)
     surfaces = {value: _surface(subject, value, tally.bounds.get(value)) for value in ids}
-    slices = [confusion.mean_dice(ids) for many in tally.by_distance.values() for confusion in many]
     return {
         **subject.head(),
         "mean_dice": tally.pooled.mean_dice(ids),
         "mean_iou": tally.pooled.mean_iou(ids),
         "mean_hd95": mean([surface.hd95 for surface in surfaces.values()]),
         "mean_assd": mean([surface.assd for surface in surfaces.values()]),
-        "mean_slice_dice": mean(slices),
+        "mean_slice_dice": mean([confusion.mean_dice(ids) for confusion in tally.slices.values()]),
         "unit": subject.project.volume(subject.volume).unit,
         "classes": {
             subject.classes[value]: {
@@ -285,11 +295,7 @@ def _report_classes(subject: _Subject, tally: _Tally) -> dict[str, Any]:
             }
             for value in ids
         },
-        "by_distance": [
-            {"distance": distance, "slices": len(many), "mean_dice": sum(many, Confusion()).mean_dice(ids)}
-            for distance, many in sorted(tally.by_distance.items())
-            if distance != _NOWHERE
-        ],
+        "by_distance": _report_distances(subject, tally),
         "confidence": _report_confidence(tally),
     }
 

@@ -7,12 +7,17 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from napari_slicelabel.data.boxes import Axis
 from napari_slicelabel.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+T = TypeVar("T")
 
 Outcome = Literal["finished", "stopped", "cancelled", "failed"]
 """How a run ended: by itself; asked to keep what there is; closed from outside; by an exception."""
@@ -179,3 +184,13 @@ def _finite(value: float, what: str) -> None:
     # json.dumps would refuse it later, far from the line that made it
     if not math.isfinite(value):
         raise ValueError(f"{what} is {value}; an event holds finite numbers only")
+
+
+def drain(steps: "Generator[object, None, T]") -> "T":
+    """Go through a generator and return what it returns; what it yields is dropped."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result

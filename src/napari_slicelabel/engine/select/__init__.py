@@ -9,13 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 
 from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
 from napari_slicelabel.engine.config import unknown
-from napari_slicelabel.engine.devices import resolve_device
-from napari_slicelabel.engine.events import Metric, Progress
+from napari_slicelabel.engine.events import Metric, Progress, drain
 from napari_slicelabel.engine.select.candidates import Candidates
-from napari_slicelabel.engine.select.features import FEATURES
 from napari_slicelabel.engine.select.interval import interval
 from napari_slicelabel.engine.select.random import random
-from napari_slicelabel.engine.select.representative import masked_features, representative
 from napari_slicelabel.engine.select.request import Choice, Request
 from napari_slicelabel.errors import InputError
 
@@ -91,11 +88,22 @@ def _blind(
     return choose
 
 
+def _looking(features: str = "") -> Callable[[Request], Generator[Progress | Metric, None, Choice]]:
+    """Return a selector that compares slices; torch is imported when it is asked."""
+
+    def choose(request: Request) -> Generator[Progress | Metric, None, Choice]:
+        from napari_slicelabel.engine.select.representative import representative
+
+        return (yield from representative(request, features))
+
+    return choose
+
+
 _ALL = (
     Selector("interval", "Equally spaced slices", _blind(interval)),
     Selector("random", "Slices drawn at random", _blind(random)),
-    Selector("representative", "Slices that together look most like all slices", representative),
-    Selector("mae", "The same by features of a masked auto-encoder", masked_features),
+    Selector("representative", "Slices that together look most like all slices", _looking()),
+    Selector("mae", "The same by features of a masked auto-encoder (UAL of S3)", _looking("mae")),
 )
 
 SELECTORS: Mapping[str, Selector] = {selector.name: selector for selector in _ALL}
@@ -114,13 +122,9 @@ def rank(
     name: str = "",
 ) -> Ranking:
     """Choose slices to paint, save the ranking in the project, and return it; see `rank_in_steps`."""
-    steps = rank_in_steps(project, method, budget, axis, seed, volumes, features=features, device=device, name=name)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            ranking: Ranking = end.value
-            return ranking
+    return drain(
+        rank_in_steps(project, method, budget, axis, seed, volumes, features=features, device=device, name=name)
+    )
 
 
 def rank_in_steps(
@@ -179,8 +183,15 @@ def rank_in_steps(
     """
     if method not in SELECTORS:
         raise InputError(unknown("selection method", method, SELECTORS))
-    if features not in FEATURES:
-        raise InputError(unknown("features", features, FEATURES))
+    if features != DEFAULT_FEATURES:
+        from napari_slicelabel.engine.select.features import FEATURES
+
+        if features not in FEATURES:
+            raise InputError(unknown("features", features, FEATURES))
+    if device == "cuda":
+        from napari_slicelabel.engine.devices import resolve_device
+
+        resolve_device(device)
     if axis not in (*AXES, "all"):
         raise InputError(f"axis {axis!r}: expected z, y, x or all")
     names = tuple(dict.fromkeys(volumes)) or project.names
@@ -188,7 +199,7 @@ def rank_in_steps(
     if not 1 <= budget <= candidates.count:
         raise InputError(f"budget {budget}: there are {candidates.count} slices to choose from; give 1 to that many")
     rng = np.random.default_rng(seed)
-    request = Request(project, candidates, budget, rng, features, resolve_device(device))
+    request = Request(project, candidates, budget, rng, features, device)
     choice = yield from SELECTORS[method].choose(request)
     ranking = Ranking(
         name=name or method,

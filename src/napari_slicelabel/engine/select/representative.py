@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Metric, Progress
 from napari_slicelabel.engine.select.coverage import Similarities, greedy_cover
 from napari_slicelabel.engine.select.features import FEATURES
@@ -54,7 +55,7 @@ def representative(request: Request, features: str = "") -> Generator[Progress |
         thumbnails = yield from make_thumbnails(request.project, stack)
         stacks += [thumbnails]
     _check_channels(stacks)
-    rows = yield from provider.compute(stacks, request.device, request.rng)
+    rows = yield from provider.compute(stacks, resolve_device(request.device), request.rng)
     refs = [thumbnails.stack.ref(index) for thumbnails in stacks for index in range(thumbnails.stack.depth)]
     notes, usable = _usable(stacks)
     annotated, free = _states(request.candidates, usable)
@@ -115,8 +116,3 @@ def _states(candidates: "Candidates", usable: "NDArray[np.bool_]") -> tuple[list
                 (free if index in open_ones else annotated).append(first + index)
         first += stack.depth
     return annotated, free
-
-
-def masked_features(request: Request) -> Generator[Progress | Metric, None, Choice]:
-    """Choose representative slices by the features of a masked auto-encoder: the selector UAL of S3."""
-    return (yield from representative(request, "mae"))

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
     from napari_slicelabel.data.boxes import SliceRef
     from napari_slicelabel.data.project import Project
@@ -31,7 +30,7 @@ class Request:
         For everything that is drawn.
     features : str
         A name in `FEATURES`, for selectors that compare slices.
-    device : torch.device
+    device : {"auto", "cpu", "cuda"}
         Where networks are trained.
     """
 
@@ -40,7 +39,7 @@ class Request:
     budget: int
     rng: "np.random.Generator"
     features: str
-    device: "torch.device"
+    device: str
 
 
 @dataclass(frozen=True)

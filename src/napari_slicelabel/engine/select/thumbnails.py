@@ -26,6 +26,7 @@ SIDE_PX = 96
 
 _VERSION = 1
 _SAVE_EVERY = 64
+_AT_ONCE = 256
 
 # A missing section, a fold, a slice from elsewhere: so many robust deviations below what neighbours usually agree.
 _OUTLIER = 8.0
@@ -56,15 +57,10 @@ class Thumbnails:
             ``empty``: one value everywhere. ``unlike its neighbours``: it correlates with the slices on both sides far
             less than they correlate with each other, as a missing section, a fold or a scratch does.
         """
-        flat = self.pictures.reshape(len(self.pictures), -1).astype(np.float32)
-        flat -= flat.mean(1, keepdims=True)
-        length = np.linalg.norm(flat, axis=1)
+        length, step, over = self._contrast()
         found = {int(index): "empty" for index in np.flatnonzero(length == 0)}
-        unit = flat / np.maximum(length, 1e-6)[:, None]
-        if len(unit) < 5:
+        if len(length) < 5:
             return found
-        step = np.einsum("nd,nd->n", unit[:-1], unit[1:])
-        over = np.einsum("nd,nd->n", unit[:-2], unit[2:])
         # of slice j: the better of its two neighbours, against how well these agree without it
         fall = over - np.maximum(step[:-1], step[1:])
         middle = float(np.median(fall))
@@ -72,6 +68,20 @@ class Thumbnails:
         for number in np.flatnonzero(fall > max(middle + _OUTLIER * usual, _LEAST_FALL)):
             found.setdefault(int(number) + 1, "unlike its neighbours")
         return found
+
+    def _contrast(self) -> "tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]":
+        """Return the contrast of each slice, and its correlation with the next one and with the one after that."""
+        count = len(self.pictures)
+        parts = []
+        for first in range(0, count, _AT_ONCE):
+            flat = self.pictures[first : first + _AT_ONCE + 2].reshape(min(_AT_ONCE + 2, count - first), -1)
+            centred = flat - flat.mean(1, keepdims=True, dtype=np.float32)
+            length = np.linalg.norm(centred, axis=1)
+            unit = centred / np.maximum(length, 1e-6)[:, None]
+            step, over = (np.einsum("nd,nd->n", unit[:-n], unit[n:]) for n in (1, 2))
+            parts.append([values[:_AT_ONCE] for values in (length, step, over)])
+        length, step, over = (np.concatenate(values) for values in zip(*parts, strict=True))
+        return length, step, over
 
 
 def make_thumbnails(project: "Project", stack: Stack) -> Generator[Progress, None, Thumbnails]:
