@@ -35,6 +35,8 @@ from napari_slicelabel.gui.theme import contrast, css, mix
 from napari_slicelabel.gui.workspace import Workspace
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import napari
 
     from napari_slicelabel.gui.state import Snapshot
@@ -126,6 +128,25 @@ class _Widget(QWidget):
         self.workspace.said.connect(self._say)
         return self.problem, self.message
 
+    def _stack(self, widgets: Sequence[QWidget], *, spacing: int) -> None:
+        """Put widgets below each other, in a column that scrolls where the window is too low for them."""
+        inside = QWidget()
+        column = QVBoxLayout(inside)
+        column.setContentsMargins(6, 6, 6, 6)
+        column.setSpacing(spacing)
+        for widget in widgets:
+            column.addWidget(widget)
+        column.addStretch()
+        area = QScrollArea()
+        area.setWidget(inside)
+        area.setWidgetResizable(True)
+        area.setFrameShape(QFrame.Shape.NoFrame)
+        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(area)
+        self.setMinimumWidth(310)
+
     def _call(self, name: str) -> None:
         if self.workspace.session is not None:
             getattr(self.workspace.session, name)()
@@ -176,25 +197,7 @@ class WorkflowDock(_Widget):
         self.sections = [Section(number, kind(self.workspace)) for number, kind in enumerate(kinds, 1)]
         self.hint = text_label()
         self.hint.setObjectName("hint")
-        inside = QWidget()
-        column = QVBoxLayout(inside)
-        column.setContentsMargins(6, 6, 6, 6)
-        column.setSpacing(4)
-        column.addWidget(self.hint)
-        for line in self._messages():
-            column.addWidget(line)
-        for section in self.sections:
-            column.addWidget(section)
-        column.addStretch()
-        area = QScrollArea()
-        area.setWidget(inside)
-        area.setWidgetResizable(True)
-        area.setFrameShape(QFrame.Shape.NoFrame)
-        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(area)
-        self.setMinimumWidth(310)
+        self._stack([self.hint, *self._messages(), *self.sections], spacing=4)
         self._strip: SliceBar | None = None
         self.controller = Controller(self.workspace, [*self.sections, self], self)
         self._dress()
@@ -306,22 +309,7 @@ class _Single(_Widget):
         super().__init__(viewer, parent)
         self.beginning = VolumePanel(self.workspace)
         self.panel = self.kind(self.workspace)
-        inside = QWidget()
-        column = QVBoxLayout(inside)
-        column.setContentsMargins(6, 6, 6, 6)
-        column.setSpacing(6)
-        for widget in (*self._messages(), self.beginning, self.panel):
-            column.addWidget(widget)
-        column.addStretch()
-        area = QScrollArea()
-        area.setWidget(inside)
-        area.setWidgetResizable(True)
-        area.setFrameShape(QFrame.Shape.NoFrame)
-        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(area)
-        self.setMinimumWidth(310)
+        self._stack([*self._messages(), self.beginning, self.panel], spacing=6)
         self.controller = Controller(self.workspace, [self.beginning, self.panel, self], self)
         self._dress()
         self.controller.update()

@@ -12,7 +12,7 @@ import time
 import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from napari_slicelabel.data.boxes import AXES, Axis, Box, SliceRef
 from napari_slicelabel.data.classes import NOT_PAINTED, PAINTED_BACKGROUND
 from napari_slicelabel.errors import InputError, SliceLabelError
 from napari_slicelabel.gui.loading import Loader
+from napari_slicelabel.gui.virtual import VirtualArray, basic_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -78,7 +79,7 @@ class _Plane:
         return self.dirty or self.saving
 
 
-class PaintStore:
+class PaintStore(VirtualArray):
     """The annotation of one volume as an array to paint into.
 
     It has what a Labels layer needs (shape, dtype, ndim, reading, writing) and nothing by which somebody could load the
@@ -109,8 +110,7 @@ class PaintStore:
         The axis that the viewer looks along. A stroke that is one voxel thick along several axes belongs to this one.
     """
 
-    ndim = 3
-    dtype: np.dtype[Any] = np.dtype(np.uint8)
+    what = "the annotation"
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class PaintStore:
         memory_bytes: int = _MEMORY_BYTES,
         save_after_s: float = SAVE_AFTER_S,
     ) -> None:
-        self.shape = annotation.shape
+        super().__init__(annotation.shape)
         self.axis: Axis = "z"
         self._annotation = annotation
         self._add_classes = add_classes
@@ -147,25 +147,6 @@ class PaintStore:
         """Return shape and planes in memory on one line."""
         return f"<PaintStore zyx {self.shape}, {len(self._planes)} planes in memory>"
 
-    def __array__(self, *_: object, **__: object) -> NoReturn:
-        """Refuse: the whole volume may not fit into memory."""
-        raise TypeError("the annotation is not loaded as a whole; index it with a slice, such as data[12, :, :]")
-
-    @property
-    def size(self) -> int:
-        """Number of voxels."""
-        z, y, x = self.shape
-        return z * y * x
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all voxels, were they in memory."""
-        return self.size
-
-    def __len__(self) -> int:
-        """Return the number of slices along z."""
-        return self.shape[0]
-
     def __getitem__(self, key: Any) -> Any:
         """Return the part that ints, slices or arrays of indices name; of a single int a plane that is read later."""
         if isinstance(key, int | np.integer):
@@ -173,7 +154,7 @@ class PaintStore:
         if _is_fancy(key):
             box, inside = _fancy(key, self.shape)
             return self._read(box)[inside]
-        box, inside = _basic(key, self.shape)
+        box, inside = basic_index(key, self.shape)
         return self._read(box)[inside]
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -181,7 +162,7 @@ class PaintStore:
         if _is_fancy(key):
             self._write_points(key, value)
             return
-        box, inside = _basic(key, self.shape)
+        box, inside = basic_index(key, self.shape)
         if box.size == 0:
             return
         dense = all(part in (0, slice(None, None, 1), slice(None, None, -1)) for part in inside)
@@ -557,32 +538,6 @@ class _LaterPlane:
 
 def _is_fancy(key: Any) -> bool:
     return isinstance(key, tuple) and any(isinstance(part, np.ndarray | list) for part in key)
-
-
-def _basic(key: Any, shape: Sequence[int]) -> tuple[Box, tuple[Any, ...]]:
-    """Return the box that a key of ints and slices touches, and the key relative to that box."""
-    parts = list(key) if isinstance(key, tuple) else [key]
-    if Ellipsis in parts:
-        at = parts.index(Ellipsis)
-        parts[at : at + 1] = [slice(None)] * (len(shape) - len(parts) + 1)
-    parts += [slice(None)] * (len(shape) - len(parts))
-    if len(parts) != len(shape):
-        raise IndexError(f"too many indices: the annotation has {len(shape)} axes")
-    start, stop, inside = [], [], []
-    for part, n in zip(parts, shape, strict=True):
-        chosen = range(n)[part if isinstance(part, slice) else slice(_index(part, n), _index(part, n) + 1)]
-        start.append(min(chosen, default=0))
-        stop.append(max(chosen, default=-1) + 1)
-        step = chosen.step
-        inside.append(slice(None, None, step) if isinstance(part, slice) else 0)
-    return Box(tuple(start), tuple(stop)), tuple(inside)
-
-
-def _index(part: Any, n: int) -> int:
-    index = int(part)
-    if not -n <= index < n:
-        raise IndexError(f"index {index}: the axis has {n} slices")
-    return index % n
 
 
 def _fancy(key: Any, shape: Sequence[int]) -> tuple[Box, tuple[Any, ...]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from napari_slicelabel.data.boxes import AXES, Axis, Box, SliceRef
 from napari_slicelabel.engine.stores import PLANE_CHUNK, SliceStore
 from napari_slicelabel.gui.loading import Loader
+from napari_slicelabel.gui.virtual import VirtualArray, basic_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -24,7 +25,7 @@ _KEPT_BYTES = 96 * 2**20
 _CHUNKS_AT_ONCE = 4
 
 
-class ResultArray:
+class ResultArray(VirtualArray):
     """One label array of a run, read plane by plane; zero where nothing was written, or where there is no run yet.
 
     Another run is shown by `show`: the layer keeps its array. A plane that would take long to read is read in the
@@ -45,8 +46,7 @@ class ResultArray:
         uint8.
     """
 
-    ndim = 3
-    dtype: np.dtype[Any] = np.dtype(np.uint8)
+    what = "the result"
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class ResultArray:
         loaded: Callable[[], None] = lambda: None,
         failed: Callable[[SliceLabelError], None] = lambda _: None,
     ) -> None:
-        self.shape = shape
+        super().__init__(shape)
         self._store: SliceStore | None = None
         self._axis: Axis = "z"
         self._preview: dict[SliceRef, NDArray[np.uint8]] = {}
@@ -68,37 +68,12 @@ class ResultArray:
         """Return shape and source on one line."""
         return f"<ResultArray zyx {self.shape} {self._store.folder if self._store else 'empty'}>"
 
-    def __array__(self, *_: object, **__: object) -> NoReturn:
-        """Refuse: the whole volume may not fit into memory."""
-        raise TypeError("the result is not loaded as a whole; index it with a slice, such as data[12, :, :]")
-
-    @property
-    def size(self) -> int:
-        """Number of voxels."""
-        z, y, x = self.shape
-        return z * y * x
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all voxels, were they in memory."""
-        return self.size
-
-    def __len__(self) -> int:
-        """Return the number of slices along z."""
-        return self.shape[0]
-
     def __getitem__(self, key: Any) -> Any:
         """Return the part that ints and slices name; a single int gives something with the dtype of a plane."""
         if isinstance(key, int | np.integer):
             return np.broadcast_to(self.dtype.type(0), self.shape[1:])
-        parts = (*key, *[slice(None)] * (3 - len(key)))
-        starts, stops, rest = [], [], []
-        for part, n in zip(parts, self.shape, strict=True):
-            chosen = range(n)[part if isinstance(part, slice) else slice(int(part), int(part) + 1)]
-            starts.append(min(chosen, default=0))
-            stops.append(max(chosen, default=-1) + 1)
-            rest.append(slice(None, None, chosen.step) if isinstance(part, slice) else 0)
-        return self._read(Box(tuple(starts), tuple(stops)))[tuple(rest)]
+        box, inside = basic_index(key, self.shape)
+        return self._read(box)[inside]
 
     def show(self, store: SliceStore | None, axis: Axis = "z") -> None:
         """Read from another store from now on; None for an empty array."""

@@ -346,7 +346,7 @@ class Session(QObject):
                 self.labels.mode = "paint"
 
     def paint_background(self) -> None:
-        """Paint background on purpose; again: back to the class before."""
+        """Paint background on purpose; again: back to the first class."""
         if self.labels is None:
             return
         first = self.project.classes[0].id if self.project.classes else 1
