@@ -29,6 +29,7 @@ from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.evaluate import evaluate
 from napari_slicelabel.engine.events import Finished
 from napari_slicelabel.engine.methods.self_label import front_rounds
+from napari_slicelabel.engine.pieces import pieces
 from napari_slicelabel.engine.run import run
 
 SOURCE = DATA / "med_hippocampus_40.npz"
@@ -47,7 +48,7 @@ def split(seed: int) -> tuple[list[str], list[str]]:
 
 def paper_steps(depths: list[int], round_epochs: int) -> int:
     """Return how many steps preset ``paper`` trains on volumes of these depths, one central slice each."""
-    fronts = [front_rounds([depth // 2], range(depth), rounds=0, step=1) for depth in depths]
+    fronts = [front_rounds(pieces(range(depth), [depth // 2]), rounds=0, step=1) for depth in depths]
     planes, steps = len(depths), FIRST_STEPS
     for slices in zip_longest(*fronts, fillvalue=()):
         planes += sum(map(len, slices))

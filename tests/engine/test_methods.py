@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -21,8 +22,9 @@ from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.config import MethodConfig, build_config
 from napari_slicelabel.engine.context import run_store
-from napari_slicelabel.engine.events import Event, Finished, SliceDone, Started, from_json, to_json
+from napari_slicelabel.engine.events import Event, Finished, Progress, SliceDone, Started, from_json, to_json
 from napari_slicelabel.engine.methods import METHODS
+from napari_slicelabel.engine.plan import plan
 from napari_slicelabel.engine.record import RunRecord, read_events
 from napari_slicelabel.engine.run import run
 from napari_slicelabel.errors import InputError
@@ -94,6 +96,46 @@ def assert_consistent(project: Project, run_id: str) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.method)
 class TestContract:
+    def test_does_not_pass_a_stop_slice(self, painted: Project, case: Case) -> None:
+        """Slices 2, 7 and 12 are annotated: the piece from 8 ends at 12, and nothing behind it is annotated."""
+        events = list(run(painted, case.config(stops="4, 5, 12, 15")))
+        run_id = events[-1].run_id
+        assert sorted(slices_of(painted, run_id)) == [0, 1, 2, 3, *range(6, 13)]
+        labels = labels_of(painted, run_id)
+        assert not labels[[4, 5, 13, 14, 15]].any()
+        assert_human_slices(painted, labels)
+
+    def test_says_beforehand_what_it_will_do(self, painted: Project, case: Case) -> None:
+        config = case.config()
+        size = plan(painted, config)
+        events = list(run(painted, config))
+        assert size.problem == ""
+        assert events[0].slices == size.slices == 16
+        assert size.annotated == 3
+        trained = sum(isinstance(event, Progress) and not event.message for event in events)
+        judged = sum(isinstance(event, Progress) and event.stage == "calibrate" for event in events)
+        written = sum(isinstance(event, SliceDone) for event in events)
+        assert size.work.steps - trained in (0, case.settings.get("transfer_iterations"))
+        assert size.work.predictions == written + (judged if case.method != "interpolate" else 0)
+        assert size.work.seconds > 0
+        assert size.work.memory_bytes > 0
+
+    def test_what_is_looked_at_comes_next(self, painted: Project, case: Case) -> None:
+        """Somebody looks at slice 15, later at slice 9, and along another axis in between."""
+        looks = deque([("tiny", SliceRef("z", 15)), ("tiny", SliceRef("y", 3)), ("tiny", SliceRef("z", 9))])
+        order = []
+        config = case.config(**{"rounds": 0} if case.method == "self-label" else {})
+        for event in run(painted, config, in_view=lambda: looks[0]):
+            if isinstance(event, SliceDone):
+                order.append(event.index)
+                looks.rotate(-1 if len(order) < 3 else 0)
+        assert order[0] == 15
+        assert order[2] == 9
+        assert sorted(order) == list(range(16))
+        reference = list(run(painted, config))
+        same = [labels_of(painted, run_id) for run_id in (painted.run_ids()[-2], reference[0].run_id)]
+        np.testing.assert_array_equal(*same)
+
     def test_fills_the_span(self, painted: Project, case: Case) -> None:
         events = list(run(painted, case.config()))
         assert isinstance(events[0], Started)

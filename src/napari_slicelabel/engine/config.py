@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from napari_slicelabel.engine.pieces import NO_STOPS, read_stops
 from napari_slicelabel.errors import InputError
 
 # Annotations are evaluated by pydantic when the class is made: no `from __future__ import annotations` here.
@@ -38,6 +39,11 @@ class MethodConfig(BaseModel):
         "auto", description="Axis that the slices are perpendicular to; auto: the one with most annotated slices."
     )
     range: str = Field("all", description="Slices to fill: all, or a:b for a up to and without b.")
+    stops: str = Field(
+        NO_STOPS,
+        description="Slices that labels do not pass, with commas between them; what lies beyond is filled only from"
+        " slices painted there.",
+    )
     volumes: str = Field("all", description="Volumes to fill: all, or names with commas between them.")
     seed: int = Field(
         0,
@@ -63,6 +69,12 @@ class MethodConfig(BaseModel):
         match = re.fullmatch(r"(\d+):(\d+)", value)
         if value != "all" and (match is None or int(match[1]) >= int(match[2])):
             raise ValueError("expected all, or a:b with a below b, such as 10:50")
+        return value
+
+    @field_validator("stops")
+    @classmethod
+    def _stops_are_readable(cls, value: str) -> str:
+        read_stops(value)
         return value
 
     def bounds(self, depth: int) -> tuple[int, int]:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
 from napari_slicelabel.data.files import write_text
 from napari_slicelabel.engine.config import MethodConfig
 from napari_slicelabel.engine.events import SliceDone
+from napari_slicelabel.engine.pieces import Piece
 from napari_slicelabel.engine.record import RunRecord
 from napari_slicelabel.engine.state import (
     load_state,
@@ -29,7 +31,7 @@ from napari_slicelabel.engine.state import (
 from napari_slicelabel.engine.stores import SliceStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -51,6 +53,14 @@ _COLUMNS = ("volume", "axis", "index", "confidence", "provenance", "needs_review
 _RANDOM = "random."
 
 
+@dataclass(frozen=True, order=True, slots=True)
+class Slot:
+    """A slice of a volume of the project, along the axis of the run."""
+
+    volume: str
+    index: int
+
+
 class RunContext:
     """What a method gets: the data it may read, and the only way to write.
 
@@ -70,6 +80,8 @@ class RunContext:
         Returns True once the user wants what there is. A method asks it between units of work.
     done : iterable of SliceDone
         Slices that an earlier part of this run wrote.
+    in_view : callable
+        Returns volume and slice that somebody looks at, or None.
 
     Attributes
     ----------
@@ -90,6 +102,7 @@ class RunContext:
         device: torch.device,
         stop: Callable[[], bool],
         done: "Iterable[SliceDone]" = (),
+        in_view: Callable[[], tuple[str, SliceRef] | None] = lambda: None,
     ) -> None:
         self.project = project
         self.config = config
@@ -99,9 +112,11 @@ class RunContext:
         self.rng = np.random.default_rng(config.seed)
         self.volumes = tuple(record.spans)
         self.axis: Axis = record.axis
+        self._in_view = in_view
         self._record = record
         self._rows = {(event.volume, event.index): event for event in done}
         self._stores: dict[tuple[str, str], SliceStore] = {}
+        self._pieces: dict[str, tuple[Piece, ...]] = {}
 
     @cached_property
     def class_ids(self) -> tuple[int, ...]:
@@ -109,9 +124,42 @@ class RunContext:
         declared = tuple(label_class.id for label_class in self.project.classes)
         return declared or self._painted_ids()
 
-    def span(self, volume: str) -> range:
-        """Return the slices of `volume` to fill."""
-        return range(*self._record.spans[volume])
+    def slices(self, volume: str) -> tuple[int, ...]:
+        """Return the slices of `volume` to fill, sorted."""
+        return self._record.slices(volume)
+
+    def pieces(self, volume: str) -> tuple[Piece, ...]:
+        """Return the pieces that the stop slices leave of `volume`; none where it has no annotated slice."""
+        if volume not in self._pieces:
+            self._pieces[volume] = self._record.pieces(volume)
+        return self._pieces[volume]
+
+    def piece(self, volume: str, index: int) -> Piece | None:
+        """Return the piece that a slice lies in; None where it is reached from no annotated slice."""
+        return next((piece for piece in self.pieces(volume) if index in piece.slices), None)
+
+    def in_view_first(self, slots: "Iterable[Slot]") -> "Iterator[Slot]":
+        """Yield slices in their order, but whichever somebody looks at next.
+
+        Parameters
+        ----------
+        slots : iterable of Slot
+            Each once.
+
+        Yields
+        ------
+        Slot
+            All of them.
+        """
+        order = list(slots)
+        left = set(order)
+        for slot in order:
+            while slot in left:
+                watched = self._in_view()
+                looked_at = Slot(watched[0], watched[1].index) if watched and watched[1].axis == self.axis else slot
+                chosen = looked_at if looked_at in left else slot
+                left.discard(chosen)
+                yield chosen
 
     def annotated(self, volume: str) -> tuple[int, ...]:
         """Return the slices inside the span that a human painted or completed, sorted, as they were at the start."""

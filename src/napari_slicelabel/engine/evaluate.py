@@ -122,9 +122,9 @@ class _Subject:
     def annotated(self) -> tuple[int, ...]:
         return self.record.annotated[self.volume]
 
-    @property
-    def span(self) -> range:
-        return range(*self.record.spans[self.volume])
+    @cached_property
+    def span(self) -> tuple[int, ...]:
+        return self.record.slices(self.volume)
 
     @property
     def scored(self) -> list[int]:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from napari_slicelabel.data.boxes import Axis
 from napari_slicelabel.data.files import storage_errors, write_text
 from napari_slicelabel.engine.events import Event, from_json, to_json
+from napari_slicelabel.engine.pieces import Piece, pieces
 from napari_slicelabel.errors import BusyError, InputError, MissingFileError, StorageError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class RunRecord(BaseModel):
     device: str = Field(description="cpu or cuda, with the GPU's name")
     axis: Axis = Field(description="the axis that auto stood for")
     spans: dict[str, tuple[int, int]] = Field(description="per volume the slices to fill, the second number excluded")
+    stops: tuple[int, ...] = Field(default=(), description="slices that labels do not pass")
     annotated: dict[str, tuple[int, ...]] = Field(description="per volume the slices inside the span that a human did")
     versions: dict[str, str]
     started: datetime
@@ -59,6 +61,19 @@ class RunRecord(BaseModel):
             Disk full, no permission.
         """
         write_text(folder / RECORD_NAME, self.model_dump_json(indent=2) + "\n")
+
+    def pieces(self, volume: str) -> tuple[Piece, ...]:
+        """Return the pieces that the stop slices leave of `volume`; none where it has no annotated slice."""
+        return pieces(range(*self.spans[volume]), self.annotated[volume], self.stops)
+
+    def slices(self, volume: str) -> tuple[int, ...]:
+        """Return the slices of `volume` to fill, sorted.
+
+        Of a volume without annotated slices that is the whole span: labels do not come there slice by slice.
+        """
+        if not self.annotated[volume]:
+            return tuple(range(*self.spans[volume]))
+        return tuple(index for piece in self.pieces(volume) for index in piece.slices)
 
     @classmethod
     def load(cls, folder: Path) -> Self:

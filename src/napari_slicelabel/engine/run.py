@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from napari_slicelabel.data.boxes import AXES, Axis
+from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
 from napari_slicelabel.data.files import remove, storage_errors
 from napari_slicelabel.engine.config import MethodConfig, build_config, unknown
 from napari_slicelabel.engine.context import RunContext, needs_review
 from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Event, Finished, Metric, Outcome, SliceDone, Started
 from napari_slicelabel.engine.methods import METHODS, Method, method_of
+from napari_slicelabel.engine.pieces import read_stops
 from napari_slicelabel.engine.record import (
     JOURNAL_NAME,
     Journal,
@@ -45,12 +46,17 @@ def never() -> bool:
     return False
 
 
+def nowhere() -> None:
+    """Answer None: a run that nobody watches."""
+
+
 def run(
     project: "Project",
     config: MethodConfig | None = None,
     *,
     resume: str | None = None,
     stop: Callable[[], bool] = never,
+    in_view: Callable[[], tuple[str, SliceRef] | None] = nowhere,
 ) -> Generator[Event, None, None]:
     """Fill the volumes of a project, yielding events.
 
@@ -65,6 +71,9 @@ def run(
         well must be the same but for `device`.
     stop : callable
         Asked between units of work. Once it returns True the method ends early and keeps what there is.
+    in_view : callable
+        Asked before each slice: volume and slice that somebody looks at. If it is still to do, it comes next. Which
+        slice comes first changes no label.
 
     Yields
     ------
@@ -95,7 +104,7 @@ def run(
     To go on with a finished run yields `Started` and `Finished` and changes nothing.
     """
     with run_lock(project.path / LOCK_NAME):
-        session = _begin(project, config, resume, stop)
+        session = _begin(project, config, resume, stop, in_view)
         yield from session.events()
     # outside of the lock: who stops iterating here may start the next run at once
     yield session.finished
@@ -115,7 +124,13 @@ def resume_config(project: "Project", run_id: str) -> MethodConfig:
     return build_config(record.method, record.config)
 
 
-def _begin(project: "Project", config: MethodConfig | None, resume: str | None, stop: Callable[[], bool]) -> "_Session":
+def _begin(
+    project: "Project",
+    config: MethodConfig | None,
+    resume: str | None,
+    stop: Callable[[], bool],
+    in_view: Callable[[], tuple[str, SliceRef] | None],
+) -> "_Session":
     """Check everything that can be checked, then create or reopen the run's folder."""
     if resume is None:
         if config is None:
@@ -129,7 +144,7 @@ def _begin(project: "Project", config: MethodConfig | None, resume: str | None, 
         config = _same_config(build_config(record.method, record.config), config)
         record = _continued(project, record)
     device = resolve_device(config.device)
-    return _Session(project, config, folder, record, METHODS[record.method], device, stop)
+    return _Session(project, config, folder, record, METHODS[record.method], device, stop, in_view)
 
 
 def _new_record(project: "Project", config: MethodConfig) -> RunRecord:
@@ -138,6 +153,10 @@ def _new_record(project: "Project", config: MethodConfig) -> RunRecord:
     names = _volume_names(project, config)
     axis = _axis(project, config, names)
     spans = {name: config.bounds(project.volume(name).depth(axis)) for name in names}
+    stops = read_stops(config.stops)
+    deepest = max(project.volume(name).depth(axis) for name in names)
+    if stops and stops[-1] >= deepest:
+        raise InputError(f"stops={config.stops}: there are {deepest} slices along {axis}, 0 to {deepest - 1}")
     gpu = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return RunRecord(
         run_id="",
@@ -147,6 +166,7 @@ def _new_record(project: "Project", config: MethodConfig) -> RunRecord:
         device=f"{device}{gpu}",
         axis=axis,
         spans=spans,
+        stops=stops,
         annotated=_annotated(project, axis, spans),
         versions=versions(),
         started=datetime.now(UTC),
@@ -217,6 +237,7 @@ class _Session:
     method: Method
     device: torch.device
     stop: Callable[[], bool]
+    in_view: Callable[[], tuple[str, SliceRef] | None]
     finished: Finished = field(init=False)
 
     def __post_init__(self) -> None:
@@ -228,7 +249,9 @@ class _Session:
         path = self.folder / JOURNAL_NAME
         earlier = [event for event in read_events(path) if isinstance(event, SliceDone)]
         self._journal = Journal(path)
-        self._context = RunContext(self.project, self.config, self.folder, self.record, self.device, self._ask, earlier)
+        self._context = RunContext(
+            self.project, self.config, self.folder, self.record, self.device, self._ask, earlier, self.in_view
+        )
 
     def events(self) -> Iterator[Event]:
         """Yield all events but `Finished`, and end the run whatever happens."""
@@ -263,10 +286,9 @@ class _Session:
             yield self._journalled(event)
 
     def _started(self) -> Started:
-        spans = self.record.spans
-        total = sum(stop - start for start, stop in spans.values())
         record = self.record
-        return Started(record.run_id, record.method, str(self.folder), tuple(spans), record.axis, total)
+        total = sum(len(record.slices(name)) for name in record.spans)
+        return Started(record.run_id, record.method, str(self.folder), tuple(record.spans), record.axis, total)
 
     def _journalled(self, event: Event) -> Event:
         if isinstance(event, Metric):

@@ -7,7 +7,7 @@ Classes whose place in one slice says nothing about the next are left out (`posi
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -75,14 +75,14 @@ class Shapes:
         self._kept.move_to_end(anchor)
         return self._kept[anchor]
 
-    def around(self, index: int, without: Sequence[int] = ()) -> "NDArray[np.float16] | None":
+    def around(self, index: int, without: Collection[int] = ()) -> "NDArray[np.float16] | None":
         """Return the distances expected at a slice from its neighbours.
 
         Parameters
         ----------
         index : int
             The slice; its own labels are not used.
-        without : sequence of int
+        without : collection of int
             Further anchors that are not used.
 
         Returns

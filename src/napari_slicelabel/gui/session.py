@@ -580,9 +580,7 @@ class Session(QObject):
                 self.say(f"The run was not started: {self.store.save_state.error or 'saving takes long'}", error=True)
                 return
             self._run_classes = self.project.classes
-            work = max(1, size.steps + size.predictions)
-            pace = size.seconds / work
-            self.worker.start(config, steps=size.steps, predictions=size.predictions, step_s=pace, prediction_s=pace)
+            self.worker.start(config, work=size.work)
 
         self.tasks.start(self.store.flush, go)
 

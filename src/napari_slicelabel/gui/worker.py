@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from napari_slicelabel.data.boxes import Axis
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.engine.config import MethodConfig
+    from napari_slicelabel.engine.work import Work
 
 Phase = Literal[
     "idle", "starting", "running", "paused", "stopping", "cancelling", "finished", "stopped", "cancelled", "failed"
@@ -177,7 +178,7 @@ class RunWorker(QObject):
         self._ended = _Ended()
         self._outcome: Phase = "finished"
         self._written: set[tuple[str, int]] = set()
-        self._pace = _Pace(0, 0, 0.0, 0.0)
+        self._pace: _Pace | None = None
         self._clock = 0.0
         self._timer = QTimer(self)
         self._timer.setInterval(max(REDRAW_MS, refresh_ms))
@@ -188,10 +189,7 @@ class RunWorker(QObject):
         config: MethodConfig | None,
         *,
         resume: str | None = None,
-        steps: int = 0,
-        predictions: int = 0,
-        step_s: float = 0.0,
-        prediction_s: float = 0.0,
+        work: Work | None = None,
     ) -> None:
         """Begin a run, or go on with one.
 
@@ -201,10 +199,8 @@ class RunWorker(QObject):
             What to do; None with `resume`.
         resume : str, optional
             Id of the run to go on with.
-        steps, predictions : int
-            How many there will be, as `plan` says; for the time left.
-        step_s, prediction_s : float
-            How long one takes, to begin with.
+        work : Work, optional
+            How much there is to do, as `plan` says; without it no time left is shown.
         """
         if self.state.active:
             return
@@ -214,7 +210,7 @@ class RunWorker(QObject):
         self._events.clear()
         self._written.clear()
         self._ended, self._outcome = _Ended(), "finished"
-        self._pace = _Pace(steps, predictions, step_s, prediction_s)
+        self._pace = _Pace(work.steps, work.predictions, work.step_s, work.prediction_s) if work else None
         self._clock = time.monotonic()
         self.state = RunState(phase="starting", run_id=resume or "")
         self._thread = threading.Thread(target=self._work, args=(config, resume), name="slicelabel-run", daemon=True)
@@ -290,7 +286,8 @@ class RunWorker(QObject):
             if isinstance(event, SliceDone):
                 done.append(event)
                 self._written.add((event.volume, event.index))
-                self._pace.prediction(when)
+                if self._pace is not None:
+                    self._pace.prediction(when)
                 state = replace(state, predictions=state.predictions + 1)
             elif isinstance(event, Progress):
                 state = self._progressed(state, event, when)
@@ -319,7 +316,7 @@ class RunWorker(QObject):
             loss=_thinned(loss),
             held_out=tuple(held_out),
             seconds=state.seconds + (0.0 if paused else now - self._clock),
-            left_s=self._pace.left() if state.phase == "running" and state.total else None,
+            left_s=self._pace.left() if self._pace and state.phase == "running" and state.total else None,
         )
         self._clock = now
         # first who runs, then what it wrote: a short run may bring both at once, and slices of an unknown run are lost
@@ -333,9 +330,10 @@ class RunWorker(QObject):
         # a stage that trains has no message: that names the slice of one that predicts
         steps = state.steps
         if not event.message:
-            self._pace.step(when)
             steps += 1
-        elif event.stage == "calibrate":
+            if self._pace is not None:
+                self._pace.step(when)
+        elif event.stage == "calibrate" and self._pace is not None:
             self._pace.prediction(when)
         return replace(state, stage=event.stage, message=event.message, done=event.done, total=event.total, steps=steps)
 

@@ -1,6 +1,6 @@
 """The methods that can fill a volume: an explicit table, no discovery."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from napari_slicelabel.errors import InputError
 if TYPE_CHECKING:
     from napari_slicelabel.engine.context import RunContext
     from napari_slicelabel.engine.events import Event
+    from napari_slicelabel.engine.work import Stack, Work
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Method:
         The method's own parameters; each method has its own class.
     propagate : callable
         Takes the run's context and a config of that class, writes slices through the context and yields events.
+    work : callable
+        Takes the volumes to fill, how many classes there are and a config of that class; says how much there is to do.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Method:
     config: type[MethodConfig]
     # Any: each method takes its own config class, which `run` looks up by the class of the config it got
     propagate: "Callable[[RunContext, Any], Iterator[Event]]"
+    work: "Callable[[Sequence[Stack], int, Any], Work]"
 
 
 _ALL = (
@@ -42,12 +46,14 @@ _ALL = (
         title="Signed-distance interpolation between the painted slices; looks at no image, takes seconds",
         config=interpolate.InterpolateConfig,
         propagate=interpolate.propagate,
+        work=interpolate.work,
     ),
     Method(
         name=self_label.NAME,
         title="Self-labelling: a 2D network learns from the painted slices and from what it labels, front by front",
         config=self_label.SelfLabelConfig,
         propagate=self_label.propagate,
+        work=self_label.work,
     ),
 )
 

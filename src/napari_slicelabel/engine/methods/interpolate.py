@@ -17,8 +17,10 @@ from scipy.special import expit, log_expit
 
 from napari_slicelabel.data.boxes import AXES, SliceRef
 from napari_slicelabel.engine.config import MethodConfig
+from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.events import Event, Metric, Progress
 from napari_slicelabel.engine.interpolation import TopTwo, blend, class_distances, top_two
+from napari_slicelabel.engine.work import Stack, Work
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,6 +41,10 @@ LONGEST_PX = 24.0
 _POSITIVE = np.geomspace(1e-3, 1e3, 128)
 _RATIO_EDGES = np.concatenate([-_POSITIVE[::-1], _POSITIVE])
 _SLOPE_BOUNDS = (0.02, 50.0)
+
+
+# Of 1e6 pixels and one class on one CPU core; for the plan.
+_SECONDS = 0.25
 
 
 class InterpolateConfig(MethodConfig):
@@ -163,6 +169,20 @@ def propagate(context: "RunContext", config: InterpolateConfig) -> Iterator[Even
     for name in context.volumes:
         done = frozenset[int]() if fresh else context.done(name)
         yield from _fill(context, name, config, slopes[name], done)
+
+
+def work(stacks: Sequence[Stack], classes: int, config: InterpolateConfig) -> Work:
+    """Return how much `propagate` has to do."""
+    pixels = max(stack.pixels for stack in stacks)
+    predictions = sum(stack.slices for stack in stacks)
+    return Work(
+        rounds=0,
+        steps=0,
+        predictions=predictions,
+        step_s=0.0,
+        prediction_s=pixels / 1e6 * _SECONDS * (1 + classes),
+        memory_bytes=200 * 2**20 + 60 * pixels,
+    )
 
 
 def expected_dice(
@@ -290,17 +310,21 @@ class _Planes:
 
 def _measure_slope(planes: _Planes, config: InterpolateConfig) -> Generator[Event, None, float]:
     """Yield progress and return the slope that held-out slices speak for."""
-    annotated = planes.context.annotated(planes.volume)
-    inner = annotated[1:-1]
+    # each inner anchor of a piece, beside the others that may speak for it
+    inner = {
+        index: [other for other in piece.anchors if other != index]
+        for piece in planes.context.pieces(planes.volume)
+        for index in piece.anchors[1:-1]
+    }
     step = max(1, -(-len(inner) // MOST_HELD_OUT))
-    held_out = inner[::step]
+    held_out = sorted(inner)[::step]
     right = np.zeros(len(_RATIO_EDGES) - 1)
     wrong = np.zeros_like(right)
     for number, index in enumerate(held_out, 1):
         if planes.context.stop():
             break
         yield Progress("calibrate", number, len(held_out), f"{planes.volume} {planes.context.axis}{index}")
-        more_right, more_wrong = _held_out(planes, index, [other for other in annotated if other != index])
+        more_right, more_wrong = _held_out(planes, index, inner[index])
         right += more_right
         wrong += more_wrong
     slope = config.slope
@@ -329,15 +353,16 @@ def _fill(
     context: "RunContext", name: str, config: InterpolateConfig, slope: float, done: frozenset[int]
 ) -> Iterator[Event]:
     planes = _Planes(context, name, config)
-    annotated = context.annotated(name)
     values = _label_values(context)
-    usual_area = float(np.mean([np.count_nonzero(planes.target(index)) for index in annotated]))
-    for index in context.span(name):
+    usual_area = float(np.mean([np.count_nonzero(planes.target(index)) for index in context.annotated(name)]))
+    todo = [Slot(name, index) for index in context.slices(name) if index not in done]
+    for slot in context.in_view_first(todo):
         if context.stop():
             return
-        if index in done:
-            continue
-        place = neighbours(index, annotated)
+        index = slot.index
+        piece = context.piece(name, index)
+        assert piece is not None, "a volume without annotated slices was refused"
+        place = neighbours(index, piece.anchors)
         winners = planes.between(place)
         confidence = expit(planes.ratio(winners, place.gap) / np.float32(slope))
         labels = values[winners.best]

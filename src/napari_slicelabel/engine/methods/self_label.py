@@ -8,7 +8,7 @@ weigh less than human ones and are refreshed, confidence is calibrated on annota
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -20,14 +20,18 @@ from napari_slicelabel.data.boxes import AXES, SliceRef
 from napari_slicelabel.engine.augment import NO_AUGMENTATION, Augmentation
 from napari_slicelabel.engine.confidence import Calibration, HeldOut, Labelled, calibrate, label, true_dice
 from napari_slicelabel.engine.config import MethodConfig
+from napari_slicelabel.engine.context import Slot
+from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
 from napari_slicelabel.engine.fit import FitConfig, Trainer, check_loss
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.networks import ANDERSON, OUTPUT_STRIDE, PLAIN, NetworkConfig, SliceNetwork, describe
+from napari_slicelabel.engine.pieces import Piece
 from napari_slicelabel.engine.planes import PlaneReader
 from napari_slicelabel.engine.predict import predict_bands, with_smaller_tiles
 from napari_slicelabel.engine.sampling import Plane, PlanePool, SamplingConfig
 from napari_slicelabel.engine.shapes import Shapes, positional_classes
+from napari_slicelabel.engine.work import Stack, Work
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,6 +49,11 @@ _METRIC_EVERY = 10
 _SAVE_EVERY_S = 30.0
 # Held-out pixels kept per slice for the temperature.
 _CALIBRATION_PIXELS = 200_000
+
+# Of 1e6 pixels: on two CPU cores as measured with the default network, on a GPU as guessed. For the plan.
+_TRAIN_S, _PREDICT_S = 2.6, 0.9
+_TRAIN_CUDA_S, _PREDICT_CUDA_S = 0.05, 0.03
+_BYTES_PER_PIXEL = 12
 
 MOST_ANISOTROPIC = 16.0
 """Where slices lie further apart than this many pixels, a neighbour says nothing about a slice."""
@@ -204,14 +213,6 @@ class SelfLabelConfig(MethodConfig):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """A slice of a volume of the project."""
-
-    volume: str
-    index: int
-
-
 def propagate(context: "RunContext", config: SelfLabelConfig) -> Iterator[Event]:
     """Train on the annotated slices, advance the fronts round by round, then fill everything with the last network.
 
@@ -244,14 +245,12 @@ def propagate(context: "RunContext", config: SelfLabelConfig) -> Iterator[Event]
     yield from SelfLabelling(context, config).run()
 
 
-def front_rounds(annotated: Sequence[int], span: range, rounds: int, step: int) -> tuple[tuple[int, ...], ...]:
+def front_rounds(stack: Sequence[Piece], rounds: int, step: int) -> tuple[tuple[int, ...], ...]:
     """Return the slices that each round labels, from the annotated ones outwards.
 
     Parameters
     ----------
-    annotated : sequence of int
-        Not empty.
-    span : range
+    stack : sequence of Piece
         The slices to label.
     rounds : int
         Rounds until everything is reached; 0 = as many as it takes.
@@ -261,16 +260,17 @@ def front_rounds(annotated: Sequence[int], span: range, rounds: int, step: int) 
     Returns
     -------
     tuple of tuple of int
-        Every slice of the span that is not annotated at most once, nearest first.
+        Every slice that is not annotated at most once, nearest first.
 
     Examples
     --------
-    >>> front_rounds([2, 8], range(10), rounds=0, step=1)
+    >>> from napari_slicelabel.engine.pieces import pieces
+    >>> front_rounds(pieces(range(10), [2, 8]), rounds=0, step=1)
     ((1, 3, 7, 9), (0, 4, 6), (5,))
-    >>> front_rounds([2, 8], range(10), rounds=2, step=0)
+    >>> front_rounds(pieces(range(10), [2, 8]), rounds=2, step=0)
     ((0, 1, 3, 4, 6, 7, 9), (5,))
     """
-    distance = {index: distance_to(index, annotated) for index in span if index not in set(annotated)}
+    distance = {index: piece.distance(index) for piece in stack for index in piece.slices if index not in piece.anchors}
     if not distance:
         return ()
     furthest = max(distance.values())
@@ -282,9 +282,43 @@ def front_rounds(annotated: Sequence[int], span: range, rounds: int, step: int) 
     )
 
 
-def distance_to(index: int, annotated: Sequence[int]) -> int:
-    """Return how many slices lie between a slice and the nearest annotated one, itself counted."""
-    return min(abs(index - other) for other in annotated)
+def work(stacks: Sequence[Stack], classes: int, config: SelfLabelConfig) -> Work:
+    """Return how much `propagate` has to do."""
+    fronts = [
+        front_rounds(stack.pieces, config.rounds, config.step) if config.rounds or config.step else ()
+        for stack in stacks
+    ]
+    rounds = max(map(len, fronts))
+    annotated = sum(stack.annotated for stack in stacks)
+    pixels = max(stack.pixels for stack in stacks)
+    filled = sum(stack.slices for stack in stacks)
+    steps = config.iterations + rounds * config.round_iterations
+    if config.round_epochs:
+        planes = [annotated + sum(len(slices) for front in fronts for slices in front[: n + 1]) for n in range(rounds)]
+        steps = config.iterations + sum(config.round_epochs * math.ceil(count / config.batch) for count in planes)
+    # each slice once in its round; with refresh again in every later round, and at the end
+    again = [len(slices) * (len(front) - 1 - n) for front in fronts for n, slices in enumerate(front)]
+    first = sum(len(slices) for front in fronts for slices in front)
+    predictions = filled + (first + sum(again) if config.refresh else 0)
+    if config.calibrate == "auto" and annotated >= LEAST_FOR_CALIBRATION:
+        steps += _FOLDS * config.fold_iterations
+        predictions += annotated
+    if config.shapes != "off":
+        # at most: not where no class turns out to have a place
+        steps += config.transfer_iterations
+    crops = config.batch * min(config.crop_px**2, pixels)
+    wide = (config.width / 16) ** 2
+    on_cpu = config.device == "cpu" or resolve_device("auto").type == "cpu"
+    train_s, predict_s = (_TRAIN_S, _PREDICT_S) if on_cpu else (_TRAIN_CUDA_S, _PREDICT_CUDA_S)
+    pool = min(config.pool_mb * 2**20, (annotated + filled) * pixels * _BYTES_PER_PIXEL)
+    return Work(
+        rounds=rounds,
+        steps=steps,
+        predictions=predictions,
+        step_s=wide * crops / 1e6 * train_s,
+        prediction_s=wide * pixels / 1e6 * predict_s,
+        memory_bytes=int(400 * 2**20 + pool + crops * wide * 2000),
+    )
 
 
 def accepted(labelled: Labelled, config: SelfLabelConfig) -> "NDArray[np.uint8]":
@@ -422,10 +456,7 @@ class SelfLabelling:
 
     def _rounds(self) -> tuple[tuple[Slot, ...], ...]:
         per_volume = {
-            name: front_rounds(
-                self.context.annotated(name), self.context.span(name), self.config.rounds, self.config.step
-            )
-            for name in self.sources
+            name: front_rounds(self.context.pieces(name), self.config.rounds, self.config.step) for name in self.sources
         }
         if self.config.rounds == 0 and self.config.step == 0:
             return ()
@@ -466,19 +497,27 @@ class SelfLabelling:
                 break
             yield from self._round(trainer, number)
             self._save(trainer.state(), done=number + 1)
-        yield from self._finish(trainer, int(extra.get("filled", 0)))  # type: ignore[arg-type]
+        yield from self._finish(trainer, self._filled(extra))
 
-    def _save(self, tensors: dict[str, Tensor], *, done: int, filled: int = 0) -> None:
+    def _save(self, tensors: dict[str, Tensor], *, done: int, filled: Iterable[Slot] = ()) -> None:
         """Put on disk what a resume starts from: `done` rounds, -1 = nothing trained; `filled` slices of the fill."""
         self.context.save_state(
             tensors,
             {
                 "calibration": asdict(self.calibration),
                 "done": done,
-                "filled": filled,
+                "filled": [asdict(slot) for slot in sorted(filled)],
+                "annotation": self.context.annotation_digest() if filled else "",
                 "shape_classes": list(self.network.shape_classes),
             },
         )
+
+    def _filled(self, extra: dict[str, JsonValue]) -> tuple[Slot, ...]:
+        """Return what need not be filled again: nothing, once something was painted that speaks for its neighbours."""
+        kept = extra.get("filled")
+        if not isinstance(kept, list) or not kept or extra.get("annotation") != self.context.annotation_digest():
+            return ()
+        return tuple(Slot(**slot) for slot in kept if isinstance(slot, dict))  # type: ignore[arg-type]
 
     def _keep_shape_classes(self, kept: JsonValue) -> None:
         """Go on with the shapes that the trained network sees: slices painted since could speak for other ones."""
@@ -516,7 +555,7 @@ class SelfLabelling:
         stage = f"round {number + 1}"
         reached = [slot for slots in self.rounds[:number] for slot in slots]
         todo = (reached if self.config.refresh else []) + list(self.rounds[number])
-        for count, slot in enumerate(todo, 1):
+        for count, slot in enumerate(self.context.in_view_first(todo), 1):
             labelled = self._label(trainer.predictor, slot, self.shapes, mirror=False)
             self.context.write_accepted(slot.volume, slot.index, accepted(labelled, self.config))
             yield self._write(slot, labelled, stage)
@@ -532,7 +571,7 @@ class SelfLabelling:
         pool = self._pool((*reached, *self.rounds[number]))
         yield from self._train(trainer, pool, steps, f"{stage}: learn")
 
-    def _finish(self, trainer: Trainer, filled: int) -> Iterator[Event]:
+    def _finish(self, trainer: Trainer, filled: Iterable[Slot]) -> Iterator[Event]:
         self._save_model(trainer.predictor)
         if self.context.stop():
             return
@@ -540,9 +579,7 @@ class SelfLabelling:
         slots = [
             Slot(name, index)
             for name in self.sources
-            for index in sorted(
-                self.context.span(name), key=lambda index: distance_to(index, self.context.annotated(name))
-            )
+            for index in sorted(self.context.slices(name), key=lambda index: self._distance(Slot(name, index)))
             if self.config.refresh or Slot(name, index) not in reached
         ]
         tensors = trainer.state()
@@ -553,7 +590,7 @@ class SelfLabelling:
             Slot(name, index)
             for name in self.context.volumes
             if name not in self.sources
-            for index in self.context.span(name)
+            for index in self.context.slices(name)
         ]
         network = trainer.predictor
         if self.network.shape_classes and self.config.transfer_iterations and not self.context.stop():
@@ -566,7 +603,7 @@ class SelfLabelling:
             yield from self._train(student, pool, self.config.transfer_iterations, "transfer")
             network = student.predictor
             self._save_model(network)
-        yield from self._fill(network, rest, {}, tensors, 0)
+        yield from self._fill(network, rest, {}, tensors, ())
 
     def _fill(
         self,
@@ -574,16 +611,17 @@ class SelfLabelling:
         slots: Sequence[Slot],
         shapes: dict[str, Shapes],
         tensors: dict[str, Tensor],
-        filled: int,
+        filled: Iterable[Slot],
     ) -> Iterator[Event]:
-        saved = time.monotonic()
-        for count, slot in enumerate(slots[filled:], filled + 1):
+        saved, done = time.monotonic(), set(filled)
+        for slot in self.context.in_view_first([slot for slot in slots if slot not in done]):
             yield self._write(slot, self._label(network, slot, shapes), "final")
-            yield Progress("fill", count, len(slots), f"{slot.volume} {self.context.axis}{slot.index}")
+            done.add(slot)
+            yield Progress("fill", len(done), len(slots), f"{slot.volume} {self.context.axis}{slot.index}")
             if self.context.stop():
                 return
             if shapes and time.monotonic() - saved > _SAVE_EVERY_S:
-                self._save(tensors, done=len(self.rounds), filled=count)
+                self._save(tensors, done=len(self.rounds), filled=done)
                 saved = time.monotonic()
 
     def _save_model(self, network: SliceNetwork) -> None:
@@ -638,10 +676,11 @@ class SelfLabelling:
             bands = predict_bands(network, read, target.shape, self.context.device, tile=tile)
             return np.concatenate([probability[:, picked[rows]] for rows, probability in bands], axis=1)
 
-        others = [index for index in self.context.annotated(slot.volume) if index not in without]
-        distance = (
-            distance_to(slot.index, others) if others else self.context.volume(slot.volume).depth(self.context.axis)
-        )
+        others = [
+            index for index in self.context.annotated(slot.volume) if index not in {*without, *self._beyond(slot)}
+        ]
+        depth = self.context.volume(slot.volume).depth(self.context.axis)
+        distance = min((abs(slot.index - index) for index in others), default=depth)
         return HeldOut(with_smaller_tiles(work, self.context.device), target[picked], distance)
 
     # -- reading and writing slices -----------------------------------------------------------------------------------
@@ -671,7 +710,7 @@ class SelfLabelling:
     ) -> "NDArray[np.float16] | None":
         if not network.shape_classes:
             return None
-        found = shapes[slot.volume].around(slot.index, without)
+        found = shapes[slot.volume].around(slot.index, {*without, *self._beyond(slot)})
         if found is None:
             # no neighbour speaks for or against a class: on its border everywhere
             size = self.context.volume(slot.volume).plane_shape(self.context.axis)
@@ -689,10 +728,15 @@ class SelfLabelling:
 
         return with_smaller_tiles(work, self.context.device)
 
+    def _beyond(self, slot: Slot) -> frozenset[int]:
+        """Return the annotated slices that lie behind a stop slice."""
+        piece = self.context.piece(slot.volume, slot.index)
+        return frozenset(self.context.annotated(slot.volume)) - frozenset(piece.anchors) if piece else frozenset()
+
     def _distance(self, slot: Slot) -> int:
-        annotated = self.context.annotated(slot.volume)
+        piece = self.context.piece(slot.volume, slot.index)
         # of a volume without annotated slices nothing is known but that it is further away than what was measured
-        return distance_to(slot.index, annotated) if annotated else math.ceil(2 * self.calibration.reference)
+        return piece.distance(slot.index) if piece else math.ceil(2 * self.calibration.reference)
 
     def _write(self, slot: Slot, labelled: Labelled, provenance: str) -> SliceDone:
         return self.context.write_slice(

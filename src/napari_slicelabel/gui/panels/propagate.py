@@ -138,10 +138,10 @@ class PropagatePanel(Panel):
         if plan.problem or not plan.slices:
             self.plan.setText(plan.problem)
             return
-        rounds = f", {plan.rounds} rounds" if plan.rounds else ""
+        rounds = f", {plan.work.rounds} rounds" if plan.work.rounds else ""
         self.plan.setText(
             f"Fills {plan.slices} slices along {plan.axis} from {plan.annotated} painted{rounds}."
-            f" About {duration(plan.seconds)}, {size(plan.memory_bytes)}."
+            f" About {duration(plan.work.seconds)}, {size(plan.work.memory_bytes)}."
         )
 
     def _show_progress(self, snapshot: Snapshot) -> None:

@@ -1,0 +1,50 @@
+"""How much a run has to do: what a method says of itself before it begins."""
+
+from dataclasses import dataclass
+
+from napari_slicelabel.engine.pieces import Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A volume to fill: its pieces (none where nothing is annotated), how many slices, and pixels in each."""
+
+    pieces: tuple[Piece, ...]
+    slices: int
+    pixels: int
+
+    @property
+    def annotated(self) -> int:
+        """How many slices are annotated."""
+        return len({anchor for piece in self.pieces for anchor in piece.anchors})
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """How much there is to do.
+
+    Attributes
+    ----------
+    rounds : int
+        How often the method learns from its own labels.
+    steps : int
+        Training steps, over all stages.
+    predictions : int
+        Slices that are predicted; one that is predicted twice counts twice.
+    step_s, prediction_s : float
+        Guesses at how long one of each takes, in seconds, which a run corrects with its own pace.
+    memory_bytes : int
+        A guess at what it needs, on the device and off it.
+    """
+
+    rounds: int
+    steps: int
+    predictions: int
+    step_s: float
+    prediction_s: float
+    memory_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """How long all of it takes."""
+        return self.steps * self.step_s + self.predictions * self.prediction_s
