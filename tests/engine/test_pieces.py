@@ -50,5 +50,5 @@ def test_unreadable_stops_are_refused(text: str) -> None:
 
 
 def test_a_stop_outside_of_the_volume_is_refused(painted: Project) -> None:
-    with pytest.raises(InputError, match="16 slices along z, 0 to 15"):
+    with pytest.raises(InputError, match="there are 16 slices, 0 to 15"):
         list(run(painted, build_config("interpolate", {"stops": "3, 16"})))

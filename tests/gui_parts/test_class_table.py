@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from conftest import Shoot, Show
 
 ROWS = (
-    ClassRow(1, "mitochondria", "#e69f00", "painted in 3 slices"),
+    ClassRow(1, "mitochondria", "#e69f00"),
     ClassRow(2, "membrane", "#56b4e9"),
     ClassRow(7, "synapse", "#009e73"),
 )
@@ -157,12 +157,6 @@ def test_remove(qtbot: QtBot, table: ClassTable) -> None:
     with qtbot.waitSignal(table.class_removed) as told:
         qtbot.mouseClick(table._remove, Qt.MouseButton.LeftButton)
     assert told.args == [2]
-
-
-def test_remove_refuses_what_is_painted_and_says_why(qtbot: QtBot, table: ClassTable) -> None:
-    with qtbot.assertNotEmitted(table.class_removed):
-        qtbot.mouseClick(table._remove, Qt.MouseButton.LeftButton)
-    assert table._problem.problem == "mitochondria cannot be removed: it is painted in 3 slices."
 
 
 def test_no_class_no_remove(qtbot: QtBot) -> None:

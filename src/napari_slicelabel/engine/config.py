@@ -92,6 +92,19 @@ class MethodConfig(BaseModel):
             raise InputError(f"range={self.range}: the volume has {depth} slices, so give a:b with b at most {depth}")
         return start, stop
 
+    def stop_slices(self, depth: int) -> tuple[int, ...]:
+        """Return the slices of `stops`, sorted, in a stack of `depth` slices.
+
+        Raises
+        ------
+        InputError
+            One lies outside the stack.
+        """
+        found = read_stops(self.stops)
+        if found and found[-1] >= depth:
+            raise InputError(f"stops={self.stops}: there are {depth} slices, 0 to {depth - 1}")
+        return found
+
     @classmethod
     def from_values(cls, values: Mapping[str, object]) -> Self:
         """Return a config from a preset and single values, which may be text from the command line.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def pieces(span: range, annotated: Sequence[int], stops: Sequence[int] = ()) -> 
     inside = sorted(index for index in set(annotated) if index in span)
     ends = [span.start - 1, *sorted(stop for stop in set(stops) if stop in span), span.stop]
     found: list[Piece] = []
-    for below, above in zip(ends, ends[1:], strict=False):
+    for below, above in pairwise(ends):
         if below in inside:
             found.append(Piece(range(below, below + 1), (below,)))
         own = tuple(index for index in inside if below < index < above)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from napari_slicelabel.data.boxes import AXES, Axis
 from napari_slicelabel.engine.config import MethodConfig
 from napari_slicelabel.engine.methods import method_of
-from napari_slicelabel.engine.pieces import pieces, read_stops
+from napari_slicelabel.engine.pieces import pieces
 from napari_slicelabel.engine.work import Stack, Work
 from napari_slicelabel.errors import InputError
 
@@ -63,8 +63,10 @@ def plan(project: "Project", config: MethodConfig) -> RunPlan:
     axis: Axis = config.axis if config.axis != "auto" else max(AXES, key=lambda a: counts[a])
     if not counts[axis]:
         return RunPlan(axis, problem="Paint at least one slice first.")
+    depth = {name: project.record(name).shape[AXES.index(axis)] for name in names}
     try:
-        stacks = [_stack(project, name, axis, config) for name in names]
+        stops = config.stop_slices(max(depth.values()))
+        stacks = [_stack(project, name, axis, range(*config.bounds(depth[name])), stops) for name in names]
     except InputError as error:
         return RunPlan(axis, problem=str(error))
     slices, annotated = (sum(numbers) for numbers in zip(*((s.slices, s.annotated) for s in stacks), strict=True))
@@ -74,10 +76,8 @@ def plan(project: "Project", config: MethodConfig) -> RunPlan:
     return RunPlan(axis, slices, annotated, work)
 
 
-def _stack(project: "Project", name: str, axis: Axis, config: MethodConfig) -> Stack:
+def _stack(project: "Project", name: str, axis: Axis, span: range, stops: tuple[int, ...]) -> Stack:
     shape = project.record(name).shape
-    depth = shape[AXES.index(axis)]
-    span = range(*config.bounds(depth))
-    found = pieces(span, project.annotation(name).annotated(axis), read_stops(config.stops))
+    found = pieces(span, project.annotation(name).annotated(axis), stops)
     slices = sum(len(piece.slices) for piece in found) if found else len(span)
-    return Stack(found, slices, shape[0] * shape[1] * shape[2] // depth)
+    return Stack(found, slices, shape[0] * shape[1] * shape[2] // shape[AXES.index(axis)])

@@ -18,7 +18,6 @@ from napari_slicelabel.engine.context import RunContext, needs_review
 from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Event, Finished, Metric, Outcome, SliceDone, Started
 from napari_slicelabel.engine.methods import METHODS, Method, method_of
-from napari_slicelabel.engine.pieces import read_stops
 from napari_slicelabel.engine.record import (
     JOURNAL_NAME,
     Journal,
@@ -153,10 +152,7 @@ def _new_record(project: "Project", config: MethodConfig) -> RunRecord:
     names = _volume_names(project, config)
     axis = _axis(project, config, names)
     spans = {name: config.bounds(project.volume(name).depth(axis)) for name in names}
-    stops = read_stops(config.stops)
-    deepest = max(project.volume(name).depth(axis) for name in names)
-    if stops and stops[-1] >= deepest:
-        raise InputError(f"stops={config.stops}: there are {deepest} slices along {axis}, 0 to {deepest - 1}")
+    stops = config.stop_slices(max(project.volume(name).depth(axis) for name in names))
     gpu = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     return RunRecord(
         run_id="",

@@ -53,14 +53,11 @@ class ClassRow:
         As the user calls it.
     color : str
         "#rrggbb".
-    in_use : str
-        Why it cannot be removed, such as ``painted in 3 slices``; empty if it can.
     """
 
     id: int
     name: str
     color: str
-    in_use: str = ""
 
 
 class _Table(QTableWidget):
@@ -132,7 +129,7 @@ class ClassTable(QWidget):
     class_added : Signal(str)
         The user wants another class; a name that is free.
     class_removed : Signal(int)
-        The user wants to be rid of a class; only of one that is not in use.
+        The user wants to be rid of a class.
     """
 
     class_selected = Signal(int)
@@ -203,7 +200,7 @@ class ClassTable(QWidget):
         """Give a class another colour, as its dialog does."""
         number, row = self._find(class_id)
         if color != row.color:
-            self._replace(number, ClassRow(row.id, row.name, color, row.in_use))
+            self._replace(number, ClassRow(row.id, row.name, color))
             self.class_recolored.emit(class_id, color)
 
     def color_dialog(self, class_id: int) -> QColorDialog:
@@ -314,7 +311,7 @@ class ClassTable(QWidget):
         row = self._rows[number]
         problem = self._problem_with_name(name, row)
         self._problem.set_problem(problem)
-        self._replace(number, row if problem else ClassRow(row.id, name, row.color, row.in_use))
+        self._replace(number, row if problem else ClassRow(row.id, name, row.color))
         if not problem and name != row.name:
             self.class_renamed.emit(row.id, name)
 
@@ -345,16 +342,11 @@ class ClassTable(QWidget):
                 self._table.editItem(self._table.item(number, _NAME))
 
     def _remove_current(self) -> None:
-        if self.current_id is None:
-            return
-        _, row = self._find(self.current_id)
-        if row.in_use:
-            self._problem.set_problem(f"{row.name} cannot be removed: it is {row.in_use}.")
-        else:
-            self.class_removed.emit(row.id)
+        if self.current_id is not None:
+            self.class_removed.emit(self.current_id)
 
     def _update_remove(self) -> None:
-        """Say on the button what it would do; it stays enabled, since a click on it says why it refuses."""
+        """Say on the button what it would do."""
         self._remove.setEnabled(self.current_id is not None)
         name = next((row.name for row in self._rows if row.id == self.current_id), "")
         self._remove.setToolTip(f"Remove {name}" if name else "Choose a class to remove")

@@ -240,6 +240,7 @@ class SliceBar(_Widget):
         self.strip = SliceStrip()
         self.strip.slice_chosen.connect(self._jump)
         self.strip.range_changed.connect(self._set_range)
+        self.strip.stop_toggled.connect(self._set_stop)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(4, 2, 4, 4)
         layout.addWidget(self.strip)
@@ -254,14 +255,23 @@ class SliceBar(_Widget):
             return
         current = new.layers.current
         if current is not None and not changed(
-            new, old, "project.painted", "project.complete", "project.scores", "proposals", "stale", "project.accepted"
+            new,
+            old,
+            "project.painted",
+            "project.complete",
+            "project.scores",
+            "proposals",
+            "stale",
+            "project.accepted",
+            "project.span",
+            "project.stops",
         ):
             before = old.layers.current if old is not None else None
             if before is not None and before.axis == current.axis:
                 if before != current:
                     self.strip.set_current(current.index)
                 return
-        self.strip.set_snapshot(strip_snapshot(new, self.strip.snapshot.span))
+        self.strip.set_snapshot(strip_snapshot(new))
 
     def _jump(self, index: int) -> None:
         session = self.workspace.session
@@ -269,13 +279,15 @@ class SliceBar(_Widget):
             session.jump(SliceRef(session.axis, index))
 
     def _set_range(self, start: int, stop: int) -> None:
-        session = self.workspace.session
-        if session is not None:
-            depth = session.project.record(session.volume).shape[AXES.index(session.axis)]
-            session.set_range("all" if (start, stop) == (0, depth) else f"{start}:{stop}")
+        if self.workspace.session is not None:
+            self.workspace.session.set_range(start, stop)
+
+    def _set_stop(self, index: int, is_stop: bool) -> None:
+        if self.workspace.session is not None:
+            self.workspace.session.set_stop(index, is_stop)
 
 
-def strip_snapshot(snapshot: Snapshot, span: tuple[int, int] | None = None) -> StripSnapshot:
+def strip_snapshot(snapshot: Snapshot) -> StripSnapshot:
     """Return what the strip shows of a snapshot that has a project."""
     project = snapshot.project
     assert project is not None
@@ -295,9 +307,9 @@ def strip_snapshot(snapshot: Snapshot, span: tuple[int, int] | None = None) -> S
     proposed = [row.ref.index for row in snapshot.proposals if row.ref.axis == axis and row.state == "proposed"]
     status[proposed] |= SliceStatus.PROPOSED
     current = snapshot.layers.current.index if snapshot.layers.current else 0
-    return StripSnapshot(
-        axis, status, confidence, current, span if span and span[1] <= depth else None, origins=origins
-    )
+    span = project.span if project.span and project.span[1] <= depth else None
+    stops = frozenset(index for index in project.stops if index < depth)
+    return StripSnapshot(axis, status, confidence, current, span, stops, origins=origins)
 
 
 class _Single(_Widget):

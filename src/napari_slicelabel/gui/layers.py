@@ -24,6 +24,21 @@ _BACKGROUND_COLOR = "#8a8f98"
 _UNITS = {"nanometer": "nm", "micrometer": "um", "millimeter": "mm", "pixel": "pixel"}
 
 
+def role(layer: Any) -> str:
+    """Return what a layer is to us: ``image``, ``labels``, ``prediction`` or ``confidence``; empty for a stranger."""
+    return str(dict(layer.metadata.get(KEY, {})).get("role", ""))
+
+
+def images(viewer: Any) -> list[Any]:
+    """Return the layers that show a stack and belong to no project."""
+    return [layer for layer in viewer.layers if is_stack(layer) and not role(layer)]
+
+
+def is_stack(layer: Any) -> bool:
+    """Return whether a layer is an image with three axes or more."""
+    return hasattr(layer, "contrast_limits") and layer.ndim >= 3
+
+
 def placement(image: Any) -> dict[str, Any]:
     """Return scale, units and the like of an image layer, for a layer over its last three axes."""
     found = {

@@ -6,39 +6,45 @@ A session belongs to its `Workspace`, not to a widget: docks may be closed and o
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+import threading
+import time
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
-from napari_slicelabel.data.classes import PAINTED_BACKGROUND, LabelClass, default_color
+from napari_slicelabel.data.classes import NOT_PAINTED, PAINTED_BACKGROUND, LabelClass, default_color
 from napari_slicelabel.data.files import write_text
 from napari_slicelabel.engine.context import run_store
-from napari_slicelabel.engine.events import SliceDone
+from napari_slicelabel.engine.events import Progress, SliceDone
 from napari_slicelabel.engine.export import export
+from napari_slicelabel.engine.pieces import read_stops, write_stops
 from napari_slicelabel.engine.plan import RunPlan, plan
 from napari_slicelabel.engine.record import JOURNAL_NAME, RunRecord, read_events
-from napari_slicelabel.engine.select import Ranking, rank
+from napari_slicelabel.engine.select import DEFAULT_FEATURES, SELECTORS, Ranking, rank_in_steps
 from napari_slicelabel.errors import InputError, SliceLabelError
 from napari_slicelabel.gui import layers as show
+from napari_slicelabel.gui.background import be_nice, import_networks
 from napari_slicelabel.gui.paint import PaintStore
 from napari_slicelabel.gui.results import ResultArray
 from napari_slicelabel.gui.settings import settings
 from napari_slicelabel.gui.shapes import between
-from napari_slicelabel.gui.state import LayerFacts, ProjectFacts, RunFacts, ScoreBook, Snapshot, resolve
+from napari_slicelabel.gui.state import Choosing, LayerFacts, ProjectFacts, RunFacts, ScoreBook, Snapshot, resolve
 from napari_slicelabel.gui.tasks import Tasks
 from napari_slicelabel.gui.worker import RunState, RunWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from napari_slicelabel.data.annotation import Annotation
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.engine.config import MethodConfig
+    from napari_slicelabel.engine.events import Metric
     from napari_slicelabel.gui.paint import Change
 
 SELECTION = "selection"
@@ -47,6 +53,7 @@ SELECTION = "selection"
 _REVIEW_NAME = "review.json"
 _SETTLE_MS = 60
 _MOST_UNDO = 100
+_TELL_S = 0.1
 
 KEYS: tuple[tuple[str, str], ...] = (
     ("N", "next_proposal"),
@@ -85,14 +92,19 @@ class Session(QObject):
         `snapshot` may be a new one.
     said : Signal(str, bool)
         A message for the user, and whether it is an error.
-    range_chosen : Signal(str)
-        The slices to fill, chosen outside of the form: ``all``, or ``a:b``.
+    removal_asked : Signal(object, int)
+        A class is to be removed that is painted in so many slices: somebody has to say what becomes of that.
+    config_wanted : Signal(dict)
+        Values of the config that were chosen outside of its form, by name.
     """
 
     changed = Signal()
     said = Signal(str, bool)
-    range_chosen = Signal(str)
+    removal_asked = Signal(object, int)
+    config_wanted = Signal(dict)
     _saved = Signal()
+    _chose = Signal(object)
+    _recolored = Signal()
     _plane_loaded = Signal(str)
     _read_failed = Signal(str)
 
@@ -104,8 +116,12 @@ class Session(QObject):
         self.config: MethodConfig | None = None
         self.closed = False
         chosen = settings()
-        self.worker = RunWorker(project, self, refresh_ms=chosen.refresh_ms)
+        self._in_view: tuple[str, SliceRef] | None = None
+        self.worker = RunWorker(project, self, refresh_ms=chosen.refresh_ms, in_view=lambda: self._in_view)
         self.tasks = Tasks(self)
+        self._choice = Tasks(self)
+        self._choosing: Choosing | None = None
+        self._give_up_choosing = threading.Event()
         self._plan = RunPlan()
         self._planned: object = None
         self._book: ScoreBook | None = None
@@ -117,6 +133,8 @@ class Session(QObject):
         self._ranking: Ranking | None = None
         self._runs: tuple[RunFacts, ...] = ()
         self._preview: dict[SliceRef, NDArray[np.uint8]] = {}
+        # so that undo brings a class back with its name and colour
+        self._removed: dict[int, LabelClass] = {}
         self._undo: list[tuple[Change, ...] | None] = []
         self._redo: list[tuple[Change, ...] | None] = []
         self._again: str = ""
@@ -128,6 +146,8 @@ class Session(QObject):
         self.confidence: Any = None
         # signals, since the store calls from its own threads
         self._saved.connect(self._soon)
+        self._recolored.connect(self._recolor)
+        self._chose.connect(self._choosing_went_on)
         self._plane_loaded.connect(self._refresh)
         self._read_failed.connect(lambda text: self.said.emit(text, True))
         self.store = PaintStore(
@@ -155,6 +175,7 @@ class Session(QObject):
         self.worker.slices_done.connect(self._slices_done)
         self.worker.ended.connect(self._run_ended)
         self.tasks.failed.connect(self._task_failed)
+        self._choice.failed.connect(self._choice_failed)
         self._add_layers()
         self._load_ranking()
         self._read_runs()
@@ -168,8 +189,12 @@ class Session(QObject):
 
     def _add_layers(self) -> None:
         viewer = self._viewer()
-        if self.image is None:
+        self._is_own_image = self.image is None
+        if self._is_own_image:
             self.image = show.add_image(viewer, self.project.volume(self.volume), str(self.project.path))
+        # found again by this when another volume was shown in between
+        self.image.metadata[show.KEY] = {**self.about, "role": "image"}
+        self.image.visible = True
         self.show_labels()
         viewer.layers.events.removed.connect(self._layer_removed)
         viewer.dims.events.current_step.connect(self._view_moved)
@@ -252,6 +277,8 @@ class Session(QObject):
 
     def _view_moved(self, _event: object = None) -> None:
         self.store.axis = self.axis
+        current = self.current
+        self._in_view = None if current is None else (self.volume, current)
         self._soon()
 
     # -- what there is ------------------------------------------------------------------------------------------------
@@ -284,11 +311,16 @@ class Session(QObject):
             accepted=frozenset(self._accepted),
             flagged=frozenset(self._flagged),
             edited=frozenset(self._edited),
+            volumes=self.project.names,
+            span=_span(self.config),
+            stops=frozenset(read_stops(self.config.stops)) if self.config is not None else frozenset(),
         )
 
     def layer_facts(self) -> LayerFacts:
         """What the viewer shows."""
+        viewer = self._viewer()
         return LayerFacts(
+            images=tuple(layer.name for layer in show.images(viewer)) if viewer is not None else (),
             image=self.image is not None,
             labels=self.labels is not None,
             prediction=self.prediction is not None,
@@ -296,6 +328,7 @@ class Session(QObject):
             current=self.current,
             selected=int(self.labels.selected_label) if self.labels is not None else 1,
             preview=len(self._preview),
+            choosing=self._choosing,
         )
 
     def _soon(self, _event: object = None) -> None:
@@ -325,9 +358,15 @@ class Session(QObject):
         self.config = config
         self._soon()
 
-    def set_range(self, text: str) -> None:
-        """Fill only these slices from now on: ``all``, or ``a:b``."""
-        self.range_chosen.emit(text)
+    def set_range(self, start: int, stop: int) -> None:
+        """Fill only the slices from `start` up to and without `stop` from now on."""
+        depth = self.project.record(self.volume).shape[AXES.index(self.axis)]
+        self.config_wanted.emit({"range": "all" if (start, stop) == (0, depth) else f"{start}:{stop}"})
+
+    def set_stop(self, index: int, is_stop: bool) -> None:
+        """Let labels pass a slice from now on, or not."""
+        stops = set(read_stops(self.config.stops)) if self.config is not None else set()
+        self.config_wanted.emit({"stops": write_stops(stops | {index} if is_stop else stops - {index})})
 
     # -- classes ------------------------------------------------------------------------------------------------------
 
@@ -360,24 +399,131 @@ class Session(QObject):
                 layer.colormap = colors
         self._soon()
 
+    def remove_class(self, value: int, *, becomes: int | None = None) -> None:
+        """Take a class out of the project.
+
+        Parameters
+        ----------
+        value : int
+            Its label.
+        becomes : int, optional
+            What its voxels become: another class, or `NOT_PAINTED`. Without it a class that is painted somewhere stays,
+            and `removal_asked` is emitted.
+        """
+        gone = next((item for item in self.project.classes if item.id == value), None)
+        if gone is None:
+            return
+        if self.worker.state.active:
+            self.say("A run goes on with these classes. Stop it first.", error=True)
+            return
+        elsewhere = [name for name in self.project.names if name != self.volume]
+
+        def find() -> tuple[SliceRef, ...]:
+            for name in elsewhere:
+                if _painted_with(self.project.annotation(name), value):
+                    raise InputError(
+                        f"{gone.name} is painted in the volume {name} too; open that one and remove it there first"
+                    )
+            self.store.flush()
+            return _painted_with(self.project.annotation(self.volume), value)
+
+        def found(refs: tuple[SliceRef, ...]) -> None:
+            if refs and becomes is None:
+                self.removal_asked.emit(gone, len(refs))
+            elif refs:
+                self._removed[value] = gone
+                self._operate(lambda: self._repaint(refs, value, becomes or NOT_PAINTED), f"{gone.name} is removed.")
+            else:
+                self.set_classes([item for item in self.project.classes if item.id != value])
+
+        self.tasks.start(find, found)
+
+    def _repaint(self, refs: Sequence[SliceRef], value: int, becomes: int) -> tuple[Change, ...]:
+        changes: list[Change] = []
+        for ref in refs:
+            # one by one: slices of other axes cross, and each must see what the ones before it became
+            plane = self.store.read_plane(ref)
+            if (plane == value).any():
+                plane[plane == value] = becomes
+                changes += self.store.change([(ref, plane, None)])
+        # only once the paint is gone from the disk: what is saved with an unknown label would bring the class back
+        if self.store.flush():
+            self.project.set_classes([item for item in self.project.classes if item.id != value])
+        self._recolored.emit()
+        return tuple(changes)
+
     def _add_classes(self, values: frozenset[int]) -> None:
         """Give painted values a class; called in the thread that saves."""
         known = self.project.classes
         missing = sorted(values - {item.id for item in known})
         if known and missing:
-            new = [LabelClass(id=v, name=f"class {v}", color=default_color(v)) for v in missing]
+            new = [self._removed.get(v) or LabelClass(id=v, name=f"class {v}", color=default_color(v)) for v in missing]
             self.project.set_classes([*known, *new])
+            self._recolored.emit()
 
     # -- choosing slices ----------------------------------------------------------------------------------------------
 
-    def propose(self, method: str, budget: int, axis: Literal["z", "y", "x", "all"], seed: int = 0) -> None:
-        """Rank slices to paint, in the background."""
+    def propose(
+        self,
+        method: str,
+        budget: int,
+        axis: Literal["z", "y", "x", "all"],
+        *,
+        features: str = DEFAULT_FEATURES,
+        seed: int = 0,
+    ) -> None:
+        """Rank slices to paint, in the background; see `rank_in_steps`."""
+        if self._choosing is not None:
+            return
+        self._choosing = Choosing()
+        self._give_up_choosing.clear()
+        device = settings().device
 
-        def work() -> Ranking:
+        def work() -> Ranking | None:
+            be_nice()
             self.store.flush(5)
-            return rank(self.project, method, budget, axis, seed, [self.volume], name=SELECTION)
+            if method in SELECTORS and SELECTORS[method].compares:
+                import_networks()
+            steps = rank_in_steps(
+                self.project,
+                method,
+                budget,
+                axis,
+                seed,
+                [self.volume],
+                features=features,
+                device=device,
+                name=SELECTION,
+            )
+            return self._watch_choosing(steps)
 
-        self.tasks.start(work, self._ranked)
+        # not among the short jobs, which would wait for it
+        self._choice.start(work, self._ranked)
+        self._soon()
+
+    def give_up_choosing(self) -> None:
+        """Stop comparing slices; the proposals stay as they were."""
+        self._give_up_choosing.set()
+
+    def _watch_choosing(self, steps: Generator[Progress | Metric, None, Ranking]) -> Ranking | None:
+        """Go through the steps, in a thread, telling how far they are; return None when the user gave up."""
+        told = 0.0
+        with closing(steps):
+            while not self._give_up_choosing.is_set():
+                try:
+                    step = next(steps)
+                except StopIteration as end:
+                    ranking: Ranking = end.value
+                    return ranking
+                if isinstance(step, Progress) and time.monotonic() - told > _TELL_S:
+                    told = time.monotonic()
+                    self._chose.emit(Choosing(step.stage, step.done, step.total))
+        return None
+
+    def _choosing_went_on(self, choosing: Choosing) -> None:
+        if self._choosing is not None:
+            self._choosing = choosing
+            self._soon()
 
     def skip(self, ref: SliceRef) -> None:
         """Leave a proposal out, or take it in again."""
@@ -394,7 +540,13 @@ class Session(QObject):
         after = rows[rows.index(current) + 1 :] if current in rows else []
         self.jump((after or rows)[0])
 
-    def _ranked(self, ranking: Ranking) -> None:
+    def _ranked(self, ranking: Ranking | None) -> None:
+        self._choosing = None
+        if ranking is None:
+            self.say("Given up; the proposals are as before.")
+            return
+        for note in ranking.notes:
+            self.say(note)
         self._ranking = ranking
         self._skipped.clear()
         order, _ = self._proposed()
@@ -793,6 +945,26 @@ class Session(QObject):
         self.said.emit(line, True)
         self._soon()
 
+    def _choice_failed(self, line: str, whole: str) -> None:
+        self._choosing = None
+        self._task_failed(line, whole)
+
+    def clear_layers(self) -> None:
+        """Take our layers away, to show another volume; the user's own image is hidden."""
+        viewer = self._viewer()
+        if viewer is None:
+            return
+        for layer in (self.labels, self.prediction, self.confidence):
+            if layer is not None and layer in viewer.layers:
+                # napari 0.9.2 crashes in OpenGL where a labels layer goes while its brush is shown
+                layer.mode = "pan_zoom"
+                viewer.layers.remove(layer)
+        if self.image is not None and self.image in viewer.layers:
+            if self._is_own_image:
+                viewer.layers.remove(self.image)
+            else:
+                self.image.visible = False
+
     def close(self) -> None:
         """Stop the run, save what is painted, and end all threads."""
         if self.closed:
@@ -801,6 +973,8 @@ class Session(QObject):
         self._settle.stop()
         self._forget_viewer()
         self.worker.finish()
+        self.give_up_choosing()
+        self._choice.close()
         self.tasks.close()
         self.store.close()
         for array in self._results.values():
@@ -818,6 +992,23 @@ class Session(QObject):
             self.labels.events.selected_label.disconnect(self._soon)
             for key, _ in KEYS:
                 self.labels.bind_key(key, None)
+
+
+def _painted_with(annotation: Annotation, value: int) -> tuple[SliceRef, ...]:
+    """Return the slices, along all axes, that hold a label."""
+    return tuple(
+        SliceRef(axis, index)
+        for axis in AXES
+        for index in annotation.painted(axis)
+        if (annotation.read_slice(SliceRef(axis, index)) == value).any()
+    )
+
+
+def _span(config: MethodConfig | None) -> tuple[int, int] | None:
+    if config is None or config.range == "all":
+        return None
+    start, stop = map(int, config.range.split(":"))
+    return start, stop
 
 
 def _calling(session: Session, name: str) -> Callable[[Any], None]:

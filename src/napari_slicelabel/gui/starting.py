@@ -133,15 +133,37 @@ def start_project(facts: ImageFacts, folder: Path, classes: Sequence[LabelClass 
         raise InputError(f"{folder}: this project has no image of shape {facts.shape}; choose another folder")
     with storage_errors(folder.parent, "create"):
         folder.parent.mkdir(parents=True, exist_ok=True)
-    sizes: dict[str, Any] = {"voxel_size": facts.voxel_size, "unit": facts.unit} if facts.is_calibrated else {}
-    source = _usable_source(facts)
-    axes = None
-    if source is None:
-        source, axes = _copied(facts, folder), facts.axes
+    source, options = _source(facts, folder)
     project = Project.create(
-        folder, [source], names=[_plain(facts.name)], axes=axes, classes=list(classes) or [DEFAULT_CLASS], **sizes
+        folder, [source], names=[_plain(facts.name)], classes=list(classes) or [DEFAULT_CLASS], **options
     )
     return project, project.names[0]
+
+
+def add_to_project(project: Project, facts: ImageFacts) -> str:
+    """Take another image into a project, and return its name there; an image in no file is copied beside the project.
+
+    Raises
+    ------
+    InputError
+        The image does not fit.
+    StorageError
+        Disk full, read-only folder.
+    """
+    source, options = _source(facts, project.path)
+    name, number = _plain(facts.name), 2
+    while name in project.names:
+        name, number = f"{_plain(facts.name)}_{number}", number + 1
+    return project.add_volume(source, name=name, **options).name
+
+
+def _source(facts: ImageFacts, folder: Path) -> tuple[str, dict[str, Any]]:
+    """Return the file of an image, and how a project is to read it."""
+    options: dict[str, Any] = {"voxel_size": facts.voxel_size, "unit": facts.unit} if facts.is_calibrated else {}
+    source = _usable_source(facts)
+    if source is None:
+        source, options["axes"] = _copied(facts, folder), facts.axes
+    return source, options
 
 
 def _usable_source(facts: ImageFacts) -> str | None:

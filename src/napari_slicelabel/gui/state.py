@@ -73,6 +73,8 @@ class ProjectFacts:
     ----------
     path, volume : str
         Folder, and name of the volume.
+    volumes : tuple of str
+        All that the project has.
     shape, voxel_size, unit
         Of the volume; z, y, x.
     classes : tuple of LabelClass
@@ -97,6 +99,10 @@ class ProjectFacts:
         Slices (along the axis of that run) that the user accepted, and flagged.
     edited : frozenset of int
         Slices painted since that run read them.
+    span : tuple of (int, int), optional
+        The slices that the next run is to fill, the second number excluded; None for all.
+    stops : frozenset of int
+        Slices that its labels are not to pass.
     """
 
     path: str
@@ -117,11 +123,23 @@ class ProjectFacts:
     accepted: frozenset[int] = frozenset()
     flagged: frozenset[int] = frozenset()
     edited: frozenset[int] = frozenset()
+    volumes: tuple[str, ...] = ()
+    span: tuple[int, int] | None = None
+    stops: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Choosing:
+    """How far the choice of slices is: what it does, and how much of that is done."""
+
+    stage: str = ""
+    done: int = 0
+    total: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class LayerFacts:
-    """What the viewer shows.
+    """What the viewer shows, and is busy with.
 
     Attributes
     ----------
@@ -135,6 +153,8 @@ class LayerFacts:
         The label to paint with.
     preview : int
         How many slices a preview shows; 0 for none.
+    choosing : Choosing, optional
+        Slices to paint are being chosen.
     """
 
     images: tuple[str, ...] = ()
@@ -145,6 +165,7 @@ class LayerFacts:
     current: SliceRef | None = None
     selected: int = 1
     preview: int = 0
+    choosing: Choosing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,6 +386,8 @@ def _hint(
         return "Labels are growing. Scroll through, correct what is wrong; it is taken into account."
     if not layers.labels:
         return "The labels layer was removed. Nothing is lost: show it again to go on."
+    if layers.choosing is not None and step in ("select", "paint"):
+        return "Slices are being compared. You can paint in the meantime."
     if step == "select":
         return "Let the plugin propose slices to paint, or just paint in any slice."
     if step == "paint":

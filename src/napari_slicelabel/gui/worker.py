@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import time
 import traceback
 from collections import deque
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Self
 
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_slicelabel.engine.events import Event, Finished, Metric, Progress, SliceDone, Started
-from napari_slicelabel.engine.run import run
+from napari_slicelabel.engine.run import nowhere, run
 from napari_slicelabel.errors import SliceLabelError
+from napari_slicelabel.gui.background import be_nice, import_networks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Generator, Iterator
     from types import TracebackType
 
-    from napari_slicelabel.data.boxes import Axis
+    from napari_slicelabel.data.boxes import Axis, SliceRef
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.engine.config import MethodConfig
     from napari_slicelabel.engine.work import Work
+
+    InView = Callable[[], tuple[str, SliceRef] | None]
 
 Phase = Literal[
     "idle", "starting", "running", "paused", "stopping", "cancelling", "finished", "stopped", "cancelled", "failed"
@@ -34,8 +35,6 @@ Phase = Literal[
 REDRAW_MS = 100
 """The window is told no more often than this."""
 
-# Nicer than the window's thread: the system gives the window a core when it wants one.
-_NICE = 10
 _MOST_POINTS = 400
 
 
@@ -150,6 +149,8 @@ class RunWorker(QObject):
         What to fill.
     refresh_ms : int
         How often the window is told, not below `REDRAW_MS`.
+    in_view : callable
+        Returns volume and slice on the canvas, or None; called in the run's thread.
 
     Attributes
     ----------
@@ -165,10 +166,13 @@ class RunWorker(QObject):
     slices_done = Signal(object)
     ended = Signal(object)
 
-    def __init__(self, project: Project, parent: QObject | None = None, *, refresh_ms: int = REDRAW_MS) -> None:
+    def __init__(
+        self, project: Project, parent: QObject | None = None, *, refresh_ms: int = REDRAW_MS, in_view: InView = nowhere
+    ) -> None:
         super().__init__(parent)
         self.state = RunState()
         self._project = project
+        self._in_view = in_view
         self._events: deque[tuple[float, Event]] = deque()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
@@ -259,10 +263,13 @@ class RunWorker(QObject):
     # -- in the thread ------------------------------------------------------------------------------------------------
 
     def _work(self, config: MethodConfig | None, resume: str | None) -> None:
-        _be_nice()
-        _import_networks()
-        with self._ended, closing(run(self._project, config, resume=resume, stop=self._stop.is_set)) as events:
+        be_nice()
+        import_networks()
+        with self._ended, self._run(config, resume) as events:
             self._iterate(events)
+
+    def _run(self, config: MethodConfig | None, resume: str | None) -> closing[Generator[Event, None, None]]:
+        return closing(run(self._project, config, resume=resume, stop=self._stop.is_set, in_view=self._in_view))
 
     def _iterate(self, events: Iterator[Event]) -> None:
         for event in events:
@@ -357,28 +364,6 @@ class RunWorker(QObject):
     def _set(self, *, phase: Phase) -> None:
         self.state = replace(self.state, phase=phase)
         self.changed.emit()
-
-
-def _be_nice() -> None:
-    # on Linux a thread has a priority of its own, and the threads that torch starts from it inherit it
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-
-
-def _import_networks() -> None:
-    """Import what networks are built from, without the compiler that comes with it.
-
-    torch looks for triton, whose library brings its own LLVM. Where OpenGL has loaded another one before (every Mesa
-    driver that draws in software), that crashes the process. Nothing here compiles, so torch may as well not find it.
-    """
-    if sys.platform != "linux" or "triton" in sys.modules or "segmentation_models_pytorch" in sys.modules:
-        return
-    sys.modules["triton"] = None  # type: ignore[assignment]
-    try:
-        import segmentation_models_pytorch  # noqa: F401
-    finally:
-        del sys.modules["triton"]
 
 
 def _thinned(points: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:

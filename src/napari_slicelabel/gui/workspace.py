@@ -13,9 +13,9 @@ from qtpy.QtWidgets import QApplication
 from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.plan import RunPlan
 from napari_slicelabel.errors import SliceLabelError
-from napari_slicelabel.gui.layers import KEY
+from napari_slicelabel.gui.layers import KEY, is_stack, role
 from napari_slicelabel.gui.session import Session, open_session
-from napari_slicelabel.gui.starting import ImageFacts, start_project
+from napari_slicelabel.gui.starting import ImageFacts, add_to_project, start_project
 from napari_slicelabel.gui.state import LayerFacts, Snapshot, resolve
 from napari_slicelabel.gui.tasks import Tasks
 from napari_slicelabel.gui.worker import RunState
@@ -112,15 +112,7 @@ class Workspace(QObject):
         viewer = self.viewer
         if viewer is None:
             return {}
-        return {
-            layer.name: layer
-            for layer in viewer.layers
-            if hasattr(layer, "contrast_limits") and layer.ndim >= 3 and self._role(layer) in ("", "image")
-        }
-
-    @staticmethod
-    def _role(layer: Any) -> str:
-        return str(dict(layer.metadata.get(KEY, {})).get("role", ""))
+        return {layer.name: layer for layer in viewer.layers if is_stack(layer) and role(layer) in ("", "image")}
 
     # -- beginning ----------------------------------------------------------------------------------------------------
 
@@ -149,6 +141,52 @@ class Workspace(QObject):
 
         self._set_busy("Opening the project ...")
         self._tasks.start(work, lambda found: self._begin(found[0], found[1], layer))
+
+    def open_volume(self, name: str) -> None:
+        """Go on with another volume of the project; the layers of this one are taken away."""
+        session = self.session
+        if session is None or name == session.volume:
+            return
+        if session.worker.state.active:
+            self.said.emit("A run goes on in this project. Stop it before you change to another volume.", True)
+            self.changed.emit()
+            return
+        path = session.project.path
+        session.clear_layers()
+        self.end_session()
+        self.open_project(path, name, self._image_of(path, name))
+
+    def add_volume(self, layer: Any) -> None:
+        """Take another image of the viewer into the project, and go on with it."""
+        session = self.session
+        if session is None:
+            return
+        if session.worker.state.active:
+            self.said.emit("A run goes on in this project. Stop it before you add a volume.", True)
+            return
+        try:
+            facts = ImageFacts.of(layer)
+        except SliceLabelError as error:
+            self.said.emit(str(error), True)
+            return
+        project, reference = session.project, weakref.ref(getattr(layer, "__wrapped__", layer))
+
+        def done(name: str) -> None:
+            self._set_busy("")
+            session.clear_layers()
+            self.end_session()
+            self.open_project(project.path, name, reference())
+
+        self._set_busy("Adding the image ...")
+        self._tasks.start(lambda: add_to_project(project, facts), done)
+
+    def _image_of(self, path: Path, name: str) -> Any:
+        """Return the layer that shows a volume; None if there is none."""
+        for layer in self.images().values():
+            about = dict(layer.metadata.get(KEY, {}))
+            if (about.get("project"), about.get("volume")) == (str(path), name):
+                return layer
+        return None
 
     def _begin(self, project: Project, volume: str, image: Any) -> None:
         self._set_busy("")

@@ -68,11 +68,14 @@ class Selector:
         One line for lists and forms.
     choose : callable
         Takes a request; a generator of progress that returns a choice.
+    compares : bool
+        Whether it reads the image and may train a network, which takes its time.
     """
 
     name: str
     title: str
     choose: Callable[[Request], Generator[Progress | Metric, None, Choice]]
+    compares: bool = False
 
 
 def _blind(
@@ -102,8 +105,8 @@ def _looking(features: str = "") -> Callable[[Request], Generator[Progress | Met
 _ALL = (
     Selector("interval", "Equally spaced slices", _blind(interval)),
     Selector("random", "Slices drawn at random", _blind(random)),
-    Selector("representative", "Slices that together look most like all slices", _looking()),
-    Selector("mae", "The same by features of a masked auto-encoder (UAL of S3)", _looking("mae")),
+    Selector("representative", "Slices that together look most like all slices", _looking(), compares=True),
+    Selector("mae", "The same by features of a masked auto-encoder (UAL of S3)", _looking("mae"), compares=True),
 )
 
 SELECTORS: Mapping[str, Selector] = {selector.name: selector for selector in _ALL}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QComboBox, QFormLayout, QProgressBar, QWidget
 
+from napari_slicelabel.engine.config import MethodConfig
 from napari_slicelabel.engine.methods import METHODS
 from napari_slicelabel.gui.curve_plot import CurvePlot
 from napari_slicelabel.gui.devices import devices
@@ -16,7 +17,6 @@ from napari_slicelabel.gui.problem import ProblemLabel
 from napari_slicelabel.gui.settings import settings
 
 if TYPE_CHECKING:
-    from napari_slicelabel.engine.config import MethodConfig
     from napari_slicelabel.gui.state import Snapshot, Step
     from napari_slicelabel.gui.workspace import Workspace
 
@@ -170,7 +170,7 @@ class PropagatePanel(Panel):
         return self.form.config()
 
     def _choose_method(self) -> None:
-        name = self.method.currentData()
+        name, before = self.method.currentData(), self.config()
         if name not in self._forms:
             form = ConfigForm(METHODS[name].config(device=settings().device))
             form.config_changed.connect(lambda _config: self._config_changed())
@@ -178,6 +178,10 @@ class PropagatePanel(Panel):
             self.column.insertWidget(1, form)
             self._forms[name] = form
         self.form = self._forms[name]
+        if before is not None and self.form.is_valid:
+            # what every method has stays as it was chosen
+            shared = {field: getattr(before, field) for field in MethodConfig.model_fields if field != "preset"}
+            self.form.set_config(self.form.config().model_copy(update=shared))
         for other in self._forms.values():
             other.setVisible(other is self.form)
         self._config_changed()
@@ -189,11 +193,11 @@ class PropagatePanel(Panel):
 
     def _new_session(self) -> None:
         if self.session is not None:
-            self.session.range_chosen.connect(self._set_range)
+            self.session.config_wanted.connect(self._set_values)
 
-    def _set_range(self, text: str) -> None:
+    def _set_values(self, values: dict[str, object]) -> None:
         if self.form is not None and self.form.is_valid:
-            self.form.set_config(self.form.config().model_copy(update={"range": text}))
+            self.form.set_config(self.form.config().model_copy(update=values))
             self._config_changed()
 
     # -- the run ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QComboBox, QFormLayout, QSpinBox, QWidget
+from qtpy.QtWidgets import QComboBox, QFormLayout, QProgressBar, QSpinBox, QWidget
 
 from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
 from napari_slicelabel.engine.select import SELECTORS
@@ -55,6 +55,12 @@ class SelectPanel(Panel):
         self.column.addLayout(form)
         self.propose = button("Propose slices", "Rank the slices and go to the first one.", self._propose, primary=True)
         self.column.addWidget(self.propose)
+        self.bar = QProgressBar()
+        self.bar.setTextVisible(True)
+        self.bar.setToolTip("Comparing slices; you can paint in the meantime.")
+        self.give_up = button("Stop comparing", "Stop; the proposals stay as they were.", self.ask("give_up_choosing"))
+        self.column.addWidget(self.bar)
+        self.column.addWidget(self.give_up)
         self.coverage = CoverageCurve()
         self.coverage.setToolTip("How much of the volume the proposed slices stand for. Click to choose a budget.")
         self.coverage.budget_chosen.connect(self.budget.setValue)
@@ -73,7 +79,14 @@ class SelectPanel(Panel):
     def apply(self, new: Snapshot, old: Snapshot | None) -> None:
         """Show what differs."""
         self.setEnabled(new.project is not None)
-        project = new.project
+        project, choosing = new.project, new.layers.choosing
+        self.propose.setVisible(choosing is None)
+        for widget in (self.bar, self.give_up):
+            widget.setVisible(choosing is not None)
+        if choosing is not None:
+            self.bar.setRange(0, choosing.total)
+            self.bar.setValue(choosing.done)
+            self.bar.setFormat((choosing.stage.capitalize() or "Reading slices") + (" %p %" if choosing.total else ""))
         if changed(new, old, "proposals", "project.path") and project is not None:
             rows = new.proposals
             self.list.setVisible(bool(rows))

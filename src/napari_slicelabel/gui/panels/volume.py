@@ -13,6 +13,7 @@ from napari_slicelabel.errors import SliceLabelError
 from napari_slicelabel.gui.class_table import ClassRow, ClassTable
 from napari_slicelabel.gui.panels.base import Panel, button, changed, text_label
 from napari_slicelabel.gui.problem import ProblemLabel
+from napari_slicelabel.gui.removal import RemovalDialog
 from napari_slicelabel.gui.starting import suggested_folder
 
 if TYPE_CHECKING:
@@ -36,6 +37,12 @@ class VolumePanel(Panel):
         self._going = self._make_going()
         self.column.addWidget(self._beginning)
         self.column.addWidget(self._going)
+        workspace.session_changed.connect(self._new_session)
+        self._new_session()
+
+    def _new_session(self) -> None:
+        if self.session is not None:
+            self.session.removal_asked.connect(self._ask_removal)
 
     def _make_beginning(self) -> QWidget:
         box = QWidget()
@@ -74,6 +81,19 @@ class VolumePanel(Panel):
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(6)
         self.facts = text_label()
+        self.volumes = QComboBox()
+        self.volumes.setToolTip("The volume of the project that is labelled here. A run learns from all of them.")
+        self.volumes.activated.connect(lambda _index: self.workspace.open_volume(self.volumes.currentText()))
+        self.others = QComboBox()
+        self.others.setToolTip("Another image of the viewer, to label in the same project with the same classes.")
+        self.add = button(
+            "Add to the project", "Label this image too: one network learns from all volumes.", self._add_volume
+        )
+        self._adding = QWidget()
+        row = QHBoxLayout(self._adding)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(self.others, 1)
+        row.addWidget(self.add, 1)
         self.saved = text_label(tip="What you paint is written to the project within a second.")
         self.not_saved = ProblemLabel()
         self.show_labels = button(
@@ -85,7 +105,7 @@ class VolumePanel(Panel):
         self.table.class_removed.connect(self._remove_class)
         self.table.class_renamed.connect(lambda value, name: self._change_class(value, name=name))
         self.table.class_recolored.connect(lambda value, color: self._change_class(value, color=color))
-        for item in (self.facts, self.saved, self.not_saved, self.show_labels, self.table):
+        for item in (self.volumes, self.facts, self._adding, self.saved, self.not_saved, self.show_labels, self.table):
             column.addWidget(item)
         return box
 
@@ -109,23 +129,34 @@ class VolumePanel(Panel):
         if changed(new, old, "project.path", "project.volume", "project.voxel_size"):
             self.facts.setText(_described(project))
             self.facts.setToolTip(project.path)
+        if changed(new, old, "project.volumes", "project.volume", "run.phase"):
+            self._show_volumes(project, busy=new.run.active)
+        if changed(new, old, "layers.images", "run.phase", "project.path"):
+            self.others.clear()
+            self.others.addItems(list(new.layers.images))
+            self._adding.setVisible(bool(new.layers.images) and not new.run.active)
         if changed(new, old, "saved"):
             self.saved.setVisible(not project.saving.error)
             self.saved.setText(f"✓ {new.saved}" if not project.saving.unsaved else new.saved)
             self.not_saved.set_problem(new.saved if project.saving.error else "")
         self.show_labels.setVisible(not new.layers.labels)
-        has_paint = any(project.painted.values())
-        if changed(new, old, "project.classes") or has_paint != self._had_paint(old):
-            # which class is painted where is known only by reading everything; so none goes once there is paint
-            why = "slices are painted" if has_paint else ""
-            rows = [ClassRow(c.id, c.name, c.color, why) for c in project.classes]
+        if changed(new, old, "project.classes"):
+            rows = [ClassRow(c.id, c.name, c.color) for c in project.classes]
             self.table.set_classes(rows, new.layers.selected)
         elif changed(new, old, "layers.selected"):
             self.table.set_current(new.layers.selected)
 
-    @staticmethod
-    def _had_paint(old: Snapshot | None) -> bool:
-        return old is not None and old.project is not None and any(old.project.painted.values())
+    def _show_volumes(self, project: ProjectFacts, *, busy: bool) -> None:
+        self.volumes.clear()
+        self.volumes.addItems(list(project.volumes))
+        self.volumes.setCurrentText(project.volume)
+        self.volumes.setVisible(len(project.volumes) > 1)
+        self.volumes.setEnabled(not busy)
+
+    def _add_volume(self) -> None:
+        layer = self.workspace.images().get(self.others.currentText())
+        if layer is not None:
+            self.workspace.add_volume(layer)
 
     def _show_images(self, names: tuple[str, ...]) -> None:
         chosen = self.images.currentText()
@@ -186,7 +217,15 @@ class VolumePanel(Panel):
 
     def _remove_class(self, value: int) -> None:
         if self.session is not None:
-            self.session.set_classes([c for c in self.session.project.classes if c.id != value])
+            self.session.remove_class(value)
+
+    def _ask_removal(self, gone: LabelClass, slices: int) -> None:
+        session = self.session
+        if session is not None:
+            others = [item for item in session.project.classes if item.id != gone.id]
+            self.removal = RemovalDialog(gone, others, slices, self)
+            self.removal.confirmed.connect(lambda becomes: session.remove_class(gone.id, becomes=becomes))
+            self.removal.open()
 
     def _change_class(self, value: int, **fields: str) -> None:
         if self.session is not None:
