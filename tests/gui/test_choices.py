@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from qtpy.QtCore import QPoint, Qt
+from tests.gui.test_workflow import choose, run_to_end
 
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.data.classes import NOT_PAINTED
 from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.events import SliceDone
 from napari_slicelabel.engine.record import read_events
-from tests.gui.test_workflow import choose, run_to_end
 
 if TYPE_CHECKING:
     import pytest
-
     from tests.gui.conftest import Bench
 
     from napari_slicelabel.data.samples import Sample
