@@ -43,6 +43,8 @@ ROWS: Mapping[str, Mapping[str, object]] = {
     "pseudo-labels weigh 1, a quarter of the crops is human": {"pseudo_weight": 1.0, "human_share": 0.25},
     "2.5D: 1 slice": {"in_slices": "1"},
     "2.5D: 5 slices": {"in_slices": "5"},
+    "mask interpolation (S3's)": {"interpolation": "distance"},
+    "no shapes, mask interpolation": {"shapes": "off", "interpolation": "distance"},
     "no shapes": {"shapes": "off"},
     "shapes of all classes": {"shapes": "on"},
     "flips on": {"flips": "on"},

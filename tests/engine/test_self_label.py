@@ -22,10 +22,11 @@ from napari_slicelabel.engine.methods.self_label import SelfLabelConfig, accepte
 from napari_slicelabel.engine.networks import load_network
 from napari_slicelabel.engine.pieces import pieces
 from napari_slicelabel.engine.run import run
+from napari_slicelabel.engine.shapes import Shapes
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -265,3 +266,43 @@ def test_config_declares_every_bound_once() -> None:
     assert build_config("self-label", {}) == SelfLabelConfig()
     with pytest.raises(InputError, match="theta"):
         build_config("self-label", {"theta": 0.2})
+
+
+def test_weak_labels_are_what_interpolation_says(make_project: Callable[..., Project]) -> None:
+    truth = tubes((14, 64, 64), drift=False, rng=np.random.default_rng(3))
+    truth[9:] = np.roll(truth[9:], 5, axis=2)
+    project = make_project({"a": truth}, {"a": (2, 6, 12)})
+    list(run(project, build_config("interpolate", {})))
+    expected = run_store(project, project.run_folder(run_id(project)), "prediction", "a", "z")
+    shapes = Shapes((2, 6, 12), lambda index: truth[index], (1, 2), (1.0, 1.0))
+    for index in (3, 4, 8, 11):
+        np.testing.assert_array_equal(shapes.labels_between(index), expected.read(index))
+    with pytest.raises(ValueError, match="slice 1 "):
+        shapes.labels_between(1)
+
+
+def test_weak_labels_are_learned_from_between_complete_slices_only(
+    make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not beyond a stop, and in a fold not from the slices that it holds out."""
+    truth = tubes((14, 64, 64), drift=True, rng=np.random.default_rng(3))
+    project = make_project({"a": truth}, {"a": (1, 4, 8, 12)})
+    asked: list[tuple[int, tuple[int, ...]]] = []
+    interpolated = Shapes.labels_between
+
+    def spy(self: Shapes, index: int, without: Collection[int] = ()) -> NDArray[np.uint8]:
+        asked.append((index, tuple(sorted(without))))
+        return interpolated(self, index, without)
+
+    monkeypatch.setattr(Shapes, "labels_between", spy)
+    events_of(project, interpolation="distance", stops="6", rounds=0)
+    # nothing in the folds: of two slices in a piece one is held out, and the other has nothing to go with
+    assert sorted(asked) == [(2, (8, 12)), (3, (8, 12)), (9, (1, 4)), (10, (1, 4)), (11, (1, 4))]
+    asked.clear()
+    events_of(project, interpolation="distance", rounds=0)
+    # first fold: 1 and 8 are held out; second: 4 and 12
+    assert {without for _, without in asked} == {(1, 8), (4, 12), ()}
+    assert sorted(index for index, without in asked if without == (1, 8)) == [5, 6, 7, 9, 10, 11]
+    asked.clear()
+    events_of(project)
+    assert not asked

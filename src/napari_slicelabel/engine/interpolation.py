@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+LABEL_RADIUS_PX = 4.0
+"""Distances that decide labels are cut there, in pixels; see the parameter ``radius_px`` of ``interpolate``."""
+
+
 def class_distances(
     target: "NDArray[np.uint8]", classes: Sequence[int], spacing: tuple[float, float], *, radius: float
 ) -> "NDArray[np.float32]":

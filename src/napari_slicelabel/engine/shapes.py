@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import rankdata
 
-from napari_slicelabel.engine.interpolation import blend, class_distances
+from napari_slicelabel.engine.interpolation import LABEL_RADIUS_PX, blend, class_distances, top_two
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,10 +66,13 @@ class Shapes:
 
     def at(self, anchor: int) -> "NDArray[np.float16]":
         """Return the distances at an anchor, shape (classes, h, w), -1 to 1, positive inside."""
+        return self._with_background(anchor)[1:]
+
+    def _with_background(self, anchor: int) -> "NDArray[np.float16]":
         if anchor not in self._kept:
             radius = RADIUS_PX * (self._spacing[0] + self._spacing[1]) / 2
             distances = class_distances(self._read(anchor), self.classes, self._spacing, radius=radius)
-            self._kept[anchor] = (distances[1:] / np.float32(radius)).astype(np.float16)
+            self._kept[anchor] = (distances / np.float32(radius)).astype(np.float16)
             while len(self._kept) > _KEPT_PLANES:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(anchor)
@@ -90,17 +93,37 @@ class Shapes:
         ndarray of shape (classes, h, w), float16, or None
             Linear between the nearest anchor on each side; a copy of the nearest one outside. None without anchors.
         """
-        anchors = [anchor for anchor in self.anchors if anchor != index and anchor not in without]
-        below = [anchor for anchor in anchors if anchor < index]
-        above = [anchor for anchor in anchors if anchor > index]
-        if not anchors:
-            return None
-        if not below or not above:
-            return self.at(below[-1] if below else above[0])
-        lower, upper = below[-1], above[0]
+        places = self.neighbours(index, without)
+        if places is None:
+            anchors = [anchor for anchor in self.anchors if anchor != index and anchor not in without]
+            return self.at(min(anchors, key=lambda anchor: abs(anchor - index))) if anchors else None
+        lower, upper = places
         weight = (index - lower) / (upper - lower)
         mixed = blend(self.at(lower).astype(np.float32), self.at(upper).astype(np.float32), weight)
         return mixed.astype(np.float16)
+
+    def neighbours(self, index: int, without: Collection[int] = ()) -> "tuple[int, int] | None":
+        """Return the nearest anchors below and above a slice; None where there are not both."""
+        anchors = [anchor for anchor in self.anchors if anchor != index and anchor not in without]
+        below = [anchor for anchor in anchors if anchor < index]
+        above = [anchor for anchor in anchors if anchor > index]
+        return (below[-1], above[0]) if below and above else None
+
+    def labels_between(self, index: int, without: Collection[int] = ()) -> "NDArray[np.uint8]":
+        """Return what interpolation (Raya and Udupa 1990) says of a slice between two anchors.
+
+        Returns
+        -------
+        ndarray of shape (h, w), uint8
+            0 = background, k + 1 = ``classes[k]``.
+        """
+        places = self.neighbours(index, without)
+        if places is None:
+            raise ValueError(f"slice {index} does not lie between two of {self.anchors}")
+        # cut as closely as `interpolate` does, or an object that one of the two lacks would vanish at once
+        near = LABEL_RADIUS_PX / RADIUS_PX
+        lower, upper = (np.clip(self._with_background(place).astype(np.float32), -near, near) for place in places)
+        return top_two(blend(lower, upper, (index - places[0]) / (places[1] - places[0]))).best
 
 
 def positional_classes(sources: Sequence[Shapes], rng: np.random.Generator) -> tuple[int, ...]:

@@ -8,8 +8,7 @@ import numpy as np
 
 from napari_slicelabel.data.boxes import AXES, SliceRef
 from napari_slicelabel.data.classes import NOT_PAINTED, PAINTED_BACKGROUND
-from napari_slicelabel.engine.interpolation import blend, class_distances, top_two
-from napari_slicelabel.engine.methods.interpolate import InterpolateConfig
+from napari_slicelabel.engine.interpolation import LABEL_RADIUS_PX, blend, class_distances, top_two
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +50,7 @@ def between(
     lower, upper = (_shape(store, SliceRef(ref.axis, index)) for index in (low, high))
     classes = sorted((set(np.unique(lower).tolist()) | set(np.unique(upper).tolist())) - {0})
     spacing = tuple(size for axis, size in zip(AXES, voxel_size, strict=True) if axis != ref.axis)
-    radius = InterpolateConfig().radius_px * sum(spacing) / 2
+    radius = LABEL_RADIUS_PX * sum(spacing) / 2
     before, after = (
         class_distances(shape, classes, (spacing[0], spacing[1]), radius=radius) for shape in (lower, upper)
     )

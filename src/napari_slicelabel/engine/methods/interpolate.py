@@ -19,7 +19,7 @@ from napari_slicelabel.data.boxes import AXES, SliceRef
 from napari_slicelabel.engine.config import MethodConfig
 from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.events import Event, Metric, Progress
-from napari_slicelabel.engine.interpolation import TopTwo, blend, class_distances, top_two
+from napari_slicelabel.engine.interpolation import LABEL_RADIUS_PX, TopTwo, blend, class_distances, top_two
 from napari_slicelabel.engine.work import Stack, Work
 from napari_slicelabel.errors import InputError
 
@@ -59,7 +59,7 @@ class InterpolateConfig(MethodConfig):
         "nearest: copy the nearest one.",
     )
     radius_px: float = Field(
-        4.0,
+        LABEL_RADIUS_PX,
         ge=1.0,
         le=LONGEST_PX,
         json_schema_extra={"step": 1.0},

@@ -8,7 +8,7 @@ weigh less than human ones and are refreshed, confidence is calibrated on annota
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -108,6 +108,11 @@ class SelfLabelConfig(MethodConfig):
         "auto",
         description="Whether the network sees the shapes of the neighbouring annotated slices; auto: for the classes"
         " whose place in one annotated slice tells where they are in the next.",
+    )
+    interpolation: Literal["off", "distance"] = Field(
+        "off",
+        description="Weak labels to begin with, between complete slices (mask interpolation of S3); distance: by signed"
+        " distance. Not for thin structures.",
     )
     iterations: int = Field(
         320, ge=1, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps before the first round."
@@ -362,8 +367,8 @@ class SelfLabelling:
         self._channel[[0, *context.class_ids]] = np.arange(1 + len(context.class_ids))
         self._values = np.array([0, *context.class_ids], np.uint8)
         self._check_classes()
-        everything = self._shapes(context.class_ids)
-        shape_classes = self._shape_classes(list(everything.values()))
+        self.complete = self._shapes(context.class_ids)
+        shape_classes = self._shape_classes(list(self.complete.values()))
         flips = self._flips(shape_classes)
         self.network = NetworkConfig(
             encoder=config.encoder,
@@ -489,7 +494,8 @@ class SelfLabelling:
         if done >= 0:
             trainer.load_state(tensors)
         else:
-            yield from self._train(trainer, self._pool(()), self.config.iterations, "fit")
+            pool = self._pool((), between=self._between())
+            yield from self._train(trainer, pool, self.config.iterations, "fit")
             done = 0
             self._save(trainer.state(), done=done)
         for number in range(done, len(self.rounds)):
@@ -650,7 +656,7 @@ class SelfLabelling:
         for fold in range(_FOLDS):
             held_out = slots[fold::_FOLDS]
             trainer = self._trainer(self.network, self.config.fold_iterations)
-            pool = self._pool((), without=held_out)
+            pool = self._pool((), without=held_out, between=self._between(held_out))
             yield from self._train(trainer, pool, self.config.fold_iterations, f"hold out {fold + 1} of {_FOLDS}")
             if self.context.stop():
                 return
@@ -706,7 +712,7 @@ class SelfLabelling:
         return read
 
     def _around(
-        self, network: NetworkConfig, slot: Slot, shapes: dict[str, Shapes], without: Sequence[int] = ()
+        self, network: NetworkConfig, slot: Slot, shapes: dict[str, Shapes], without: Collection[int] = ()
     ) -> "NDArray[np.float16] | None":
         if not network.shape_classes:
             return None
@@ -748,7 +754,14 @@ class SelfLabelling:
             score=self.calibration.corrected(labelled.expected, self._distance(slot)),
         )
 
-    def _pool(self, machine: Sequence[Slot], *, without: Sequence[Slot] = (), student: bool = False) -> PlanePool:
+    def _pool(
+        self,
+        machine: Sequence[Slot],
+        *,
+        without: Sequence[Slot] = (),
+        between: Sequence[Slot] = (),
+        student: bool = False,
+    ) -> PlanePool:
         """Return the planes to learn from: human slices, then pseudo-labels, each in random order.
 
         Parameters
@@ -757,6 +770,8 @@ class SelfLabelling:
             Slices with pseudo-labels.
         without : sequence of Slot
             Human slices to leave out.
+        between : sequence of Slot
+            Slices to learn from the shapes interpolated in them.
         student : bool
             For the network that sees no shapes: pseudo-labels are the predictions instead of what was accepted.
         """
@@ -764,7 +779,8 @@ class SelfLabelling:
         network = self.network.model_copy(update={"shape_classes": ()}) if student else self.network
         human = [slot for slot in self._human_slots() if slot not in set(without)]
         shuffled = [
-            [slots[number] for number in self.context.rng.permutation(len(slots))] for slots in (human, list(machine))
+            [slots[number] for number in self.context.rng.permutation(len(slots))]
+            for slots in (human, machine, between)
         ]
 
         def planes() -> Iterator[Plane]:
@@ -772,6 +788,8 @@ class SelfLabelling:
                 yield self._human_plane(network, slot, without)
             for slot in shuffled[1]:
                 yield self._machine_plane(network, slot, student=student)
+            for slot in shuffled[2]:
+                yield self._interpolated_plane(network, slot, without)
 
         budget = config.pool_mb * 2**20
         return PlanePool(planes(), network.image_planes, self.sampling, self.context.device, budget, self.context.rng)
@@ -787,6 +805,32 @@ class SelfLabelling:
             1.0,
             human=True,
             own=own,
+            around=self._around(network, slot, self.shapes, left_out),
+        )
+
+    def _between(self, without: Sequence[Slot] = ()) -> list[Slot]:
+        """Return the slices that lie between two complete ones, where weak labels are wanted there."""
+        if self.config.interpolation == "off":
+            return []
+        return [
+            slot
+            for name in self.sources
+            for slot in (Slot(name, index) for index in self.context.slices(name))
+            if slot.index not in self.context.annotated(name)
+            and self.complete[name].neighbours(slot.index, self._left_out(slot, without))
+        ]
+
+    def _left_out(self, slot: Slot, without: Sequence[Slot]) -> set[int]:
+        """Return the annotated slices that do not speak for a slice: held out, or behind a stop."""
+        return {other.index for other in without if other.volume == slot.volume} | self._beyond(slot)
+
+    def _interpolated_plane(self, network: NetworkConfig, slot: Slot, without: Sequence[Slot]) -> Plane:
+        left_out = self._left_out(slot, without)
+        return Plane(
+            PlaneReader(self.context.volume(slot.volume), self.context.axis, network).read_whole(slot.index),
+            self.complete[slot.volume].labels_between(slot.index, left_out),
+            self.config.pseudo_weight,
+            human=False,
             around=self._around(network, slot, self.shapes, left_out),
         )
 
