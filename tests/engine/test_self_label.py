@@ -306,3 +306,47 @@ def test_weak_labels_are_learned_from_between_complete_slices_only(
     asked.clear()
     events_of(project)
     assert not asked
+
+
+@pytest.mark.parametrize("painted_as", ["the same place", "another place"])
+def test_a_correction_goes_on_with_the_shapes_that_the_network_knows(
+    make_project: Callable[..., Project], rng: np.random.Generator, painted_as: str
+) -> None:
+    """Stopped in its first round and painted on: what was added may say that no class has a place after all."""
+    truth = tubes((20, 64, 64), drift=False, rng=rng)
+    project = make_project({"a": truth}, {"a": (2, 10)})
+    config = build_config("self-label", {**TINY, "transfer_iterations": 0})
+    stages: list[str] = []
+    for event in run(project, config, stop=lambda: "round 1: learn" in stages):
+        stages.extend([event.stage] if isinstance(event, Progress) else [])
+    added = truth if painted_as == "the same place" else tubes((20, 64, 64), drift=True, rng=rng)
+    for index in range(4, 20, 3):
+        project.annotation("a").write_slice(SliceRef("z", index), added[index], complete=True)
+    events = list(run(project, resume=run_id(project)))
+    assert events[-1].outcome == "finished"  # type: ignore[union-attr]
+    network = load_network(project.run_folder(run_id(project)) / "model")[0].config
+    assert network.shape_classes == (1, 2)
+    store = run_store(project, project.run_folder(run_id(project)), "prediction", "a", "z")
+    for index in range(4, 20, 3):
+        np.testing.assert_array_equal(store.read(index), added[index])
+    fresh = events_of(project, transfer_iterations=0)
+    assert fresh
+    anew = load_network(project.run_folder(run_id(project)) / "model")[0].config.shape_classes
+    assert anew == ((1, 2) if painted_as == "the same place" else ())
+
+
+@pytest.mark.parametrize("correct", [False, True])
+def test_a_fill_that_was_stopped_begins_anew_after_a_correction(
+    make_project: Callable[..., Project], correct: bool
+) -> None:
+    """What was filled by then followed from other shapes; without a correction it is kept."""
+    truth = tubes((12, 64, 64), drift=False, rng=np.random.default_rng(0))
+    project = make_project({"a": truth}, {"a": (2, 9)})
+    config = build_config("self-label", {**TINY, "transfer_iterations": 0, "rounds": 0})
+    filled: list[int] = []
+    for event in run(project, config, stop=lambda: len(filled) > 6):
+        filled.extend([event.index] if isinstance(event, SliceDone) else [])
+    if correct:
+        project.annotation("a").write_slice(SliceRef("z", 5), truth[5], complete=True)
+    again = [event.index for event in run(project, resume=run_id(project)) if isinstance(event, SliceDone)]
+    assert sorted(again) == sorted(set(range(12)) - (set() if correct else set(filled)))

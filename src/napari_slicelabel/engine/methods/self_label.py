@@ -624,11 +624,12 @@ class SelfLabelling:
             yield self._write(slot, self._label(network, slot, shapes), "final")
             done.add(slot)
             yield Progress("fill", len(done), len(slots), f"{slot.volume} {self.context.axis}{slot.index}")
-            if self.context.stop():
-                return
-            if shapes and time.monotonic() - saved > _SAVE_EVERY_S:
+            is_last = self.context.stop()
+            if shapes and (is_last or time.monotonic() - saved > _SAVE_EVERY_S):
                 self._save(tensors, done=len(self.rounds), filled=done)
                 saved = time.monotonic()
+            if is_last:
+                return
 
     def _save_model(self, network: SliceNetwork) -> None:
         classes: list[JsonValue] = [
