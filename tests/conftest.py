@@ -44,7 +44,10 @@ def _same_every_time() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("loopback"):
+        _only_loopback(monkeypatch)
+        return
     connect = socket.socket.connect
 
     def refuse(*args: object, **kwargs: object) -> NoReturn:
@@ -59,6 +62,17 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", local_only)
     monkeypatch.setattr(socket.socket, "connect_ex", local_only)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def _only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test talk to the server that it has started itself."""
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: object) -> None:
+        assert self.family == socket.AF_UNIX or (isinstance(address, tuple) and address[0] == "127.0.0.1"), address
+        connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
 
 
 @pytest.fixture(scope="session")
