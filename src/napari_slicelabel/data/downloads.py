@@ -46,7 +46,7 @@ VncSlice = tuple[int, NDArray[np.uint8], NDArray[np.uint8]]
 """Index, image and labels of a section; both (1024, 1024)."""
 
 
-def vnc_slices(folder: Path | None = None, url: str = VNC_URL) -> Iterator[VncSlice]:
+def vnc_slices(folder: Path | None = None, url: str | None = None) -> Iterator[VncSlice]:
     """Yield the sections of the nerve cord as they arrive, from the first to the last.
 
     Parameters
@@ -54,8 +54,8 @@ def vnc_slices(folder: Path | None = None, url: str = VNC_URL) -> Iterator[VncSl
     folder : Path, optional
         Where the files are kept: by default the cache of the user's account, or the folder that the environment
         variable SLICELABEL_CACHE names. A file that is there with the right checksum is not asked for again.
-    url : str
-        Address of the folder that holds the files.
+    url : str, optional
+        Address of the folder that holds the files; `VNC_URL` by default.
 
     Yields
     ------
@@ -73,7 +73,7 @@ def vnc_slices(folder: Path | None = None, url: str = VNC_URL) -> Iterator[VncSl
     import tifffile
     from PIL import Image
 
-    store = _store(folder, url)
+    store = _store(folder, url or VNC_URL)
     classes = np.zeros(256, np.uint8)
     classes[list(_MEANINGS)] = list(_MEANINGS.values())
     for index in range(VNC_SHAPE[0]):
@@ -82,15 +82,15 @@ def vnc_slices(folder: Path | None = None, url: str = VNC_URL) -> Iterator[VncSl
             yield index, tifffile.imread(image), classes[np.asarray(opened)]
 
 
-def drosophila_vnc(folder: Path | None = None, url: str = VNC_URL) -> Sample:
+def drosophila_vnc(folder: Path | None = None, url: str | None = None) -> Sample:
     """Serial-section EM of a fly larva's ventral nerve cord with its manual labels; 22 MB are downloaded once.
 
     Parameters
     ----------
     folder : Path, optional
         Where the files are kept; see `vnc_slices`.
-    url : str
-        Address of the folder that holds the files.
+    url : str, optional
+        Address of the folder that holds the files; `VNC_URL` by default.
 
     Returns
     -------

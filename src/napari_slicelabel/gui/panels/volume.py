@@ -11,6 +11,7 @@ from napari_slicelabel.data.classes import LabelClass
 from napari_slicelabel.data.project import SUFFIX
 from napari_slicelabel.errors import SliceLabelError
 from napari_slicelabel.gui.class_table import ClassRow, ClassTable
+from napari_slicelabel.gui.layers import KEY
 from napari_slicelabel.gui.panels.base import Panel, button, changed, text_label
 from napari_slicelabel.gui.problem import ProblemLabel
 from napari_slicelabel.gui.starting import suggested_folder
@@ -158,7 +159,9 @@ class VolumePanel(Panel):
     def _start(self) -> None:
         layer = self._layer()
         if layer is not None and self.folder.text().strip():
-            self.workspace.start(layer, Path(self.folder.text().strip()).expanduser())
+            # a sample says what is to be seen in it
+            classes = layer.metadata.get(KEY, {}).get("classes", ())
+            self.workspace.start(layer, Path(self.folder.text().strip()).expanduser(), classes)
 
     def _open(self) -> None:
         path = QFileDialog.getExistingDirectory(self, f"Open a project (*{SUFFIX})")
