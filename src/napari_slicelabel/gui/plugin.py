@@ -24,11 +24,8 @@ from napari_slicelabel.data.formats import open_labels, write_labels
 from napari_slicelabel.data.project import SUFFIX, Project
 from napari_slicelabel.data.samples import Sample, mni152, synthetic_em
 from napari_slicelabel.data.volume import parse_unit
-from napari_slicelabel.engine.annotate import copy_slices
-from napari_slicelabel.engine.select import rank
 from napari_slicelabel.errors import InputError, MissingFileError
 from napari_slicelabel.gui.layers import KEY, label_colors, volume_placement
-from napari_slicelabel.gui.session import SELECTION
 from napari_slicelabel.gui.settings import PLUGIN
 
 if TYPE_CHECKING:
@@ -107,6 +104,11 @@ def sample_vnc() -> list[LayerData]:
 
 def sample_project() -> list[LayerData]:
     """Return a project in a temporary folder: slices proposed, most of them painted, ready to propagate."""
+    # here, since these bring torch: opening another sample must not wait for it
+    from napari_slicelabel.engine.annotate import copy_slices
+    from napari_slicelabel.engine.select import rank
+    from napari_slicelabel.gui.session import SELECTION
+
     sample = synthetic_em((32, 128, 128))
     folder = Path(tempfile.mkdtemp(prefix="slicelabel-"))
     np.save(folder / "synthetic_em.npy", sample.image)

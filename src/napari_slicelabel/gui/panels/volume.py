@@ -202,4 +202,5 @@ class VolumePanel(Panel):
 def _described(project: ProjectFacts) -> str:
     sizes = _TIMES.join(f"{size:g}" for size in project.voxel_size)
     shape = _TIMES.join(map(str, project.shape))
-    return f"<b>{project.volume}</b> &nbsp; {shape}, voxels {sizes} {_SIGNS.get(project.unit, project.unit)}"
+    # two lines, so that none breaks between a number and its unit
+    return f"<b>{project.volume}</b><br>{shape}, voxels {sizes} {_SIGNS.get(project.unit, project.unit)}"
