@@ -163,7 +163,8 @@ class Bench:
         held = Qt.KeyboardModifier.NoModifier
         for name in modifiers:
             held |= {"Ctrl": Qt.KeyboardModifier.ControlModifier, "Shift": Qt.KeyboardModifier.ShiftModifier}[name]
-        QTest.keyClick(self.canvas, getattr(Qt.Key, f"Key_{letter}"), held)
+        name = {"=": "Equal", "-": "Minus"}.get(letter, letter)
+        QTest.keyClick(self.canvas, getattr(Qt.Key, f"Key_{name}"), held)
         self.qtbot.wait(30)
 
     def paint_truth(self, truth: np.ndarray, indices: list[int]) -> None:

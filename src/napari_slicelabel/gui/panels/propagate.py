@@ -84,6 +84,7 @@ class PropagatePanel(Panel):
         self.stage = text_label()
         self.bar = QProgressBar()
         self.bar.setTextVisible(True)
+        self.bar.setToolTip("How far this stage of the run is.")
         self.overall = text_label()
         self.curve = CurvePlot()
         self.curve.setToolTip(
