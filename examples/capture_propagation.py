@@ -29,11 +29,10 @@ from napari_slicelabel.gui.panels.volume import VolumePanel
 
 WINDOW = (1280, 800)
 SLICES = 4
-GIF_WIDTH = 960
+GIF_SIZE = (960, 600)
 GIF_COLORS = 96
 FRAME_MS = 220
-# A picture each second; the animation shows no more of them than this.
-MOST_FRAMES = 36
+MOST_FRAMES = 48
 HARDLY_TRAINED = {
     "iterations": 20, "rounds": 3, "round_iterations": 4, "fold_iterations": 4, "width": 8, "batch": 2, "crop_px": 64,
 }  # fmt: skip
@@ -56,6 +55,7 @@ class Studio:
         self.viewer.window.add_dock_widget(self.dock, name="Label from few slices", area="right")
         self.project = project
         self.frames: list[Image.Image] = []
+        self.pause_s = 0.5
 
     def panel(self, kind: type) -> Any:
         return self.dock.panel(kind)
@@ -140,24 +140,33 @@ class Studio:
         panel.method.setCurrentIndex(panel.method.findData("self-label"))
         panel.form.set_config(panel.form.config().model_copy(update=HARDLY_TRAINED if quick else {"rounds": 6}))
         self.session.set_config(panel.config())
-        # a slice as far from the painted ones as there is: the labels reach it last
-        painted = [row.ref.index for row in self.snapshot.proposals]
-        far = max(range(len(self.image.data)), key=lambda z: min(abs(z - other) for other in painted))
-        self.session.jump(SliceRef("z", far))
+        # two slices away from a painted one: labels get there in one of the first rounds, and better in the others
+        shown = min(row.ref.index for row in self.snapshot.proposals) + 2
+        self.session.jump(SliceRef("z", shown))
         self.settle()
         panel.run.click()
         worker, photographed = self.session.worker, False
         self.wait(lambda: worker.state.active)
         while worker.state.active:
-            self.frames.append(self.look())
-            if not photographed and worker.state.written > len(self.image.data) // 2:
-                photographed = True
-                self.picture("4-running")
-            QTest.qWait(200 if quick else 1000)
+            self.film()
+            scores = self.snapshot.project.scores
+            if not photographed and scores is not None and np.isfinite(scores.confidence[shown]):
+                photographed = worker.state.written > len(self.image.data) // 2
+                if photographed:
+                    self.picture("4-running")
         self.settle()
-        self.frames.append(self.look())
+        self.film()
         if worker.state.phase != "finished":
             raise RuntimeError(worker.state.error or worker.state.phase)
+        print(f"the run took {worker.state.seconds:.0f} s, {time.process_time():.0f} s of CPU with all before it")
+
+    def film(self) -> None:
+        """Take a frame, then wait; when there are too many frames, every other one goes and the waits get longer."""
+        self.frames.append(self.look().resize(GIF_SIZE, Image.Resampling.LANCZOS))
+        if len(self.frames) > MOST_FRAMES:
+            self.frames = self.frames[::2]
+            self.pause_s *= 2
+        QTest.qWait(round(1000 * self.pause_s))
 
     def review(self) -> None:
         self.session.jump(SliceRef("z", self.snapshot.queue[0].index))
@@ -169,17 +178,13 @@ class Studio:
 
     def animate(self) -> None:
         """Save what was seen during the run; the last picture stays for a while."""
-        step = max(1, -(-len(self.frames) // MOST_FRAMES))
-        chosen = [*self.frames[:-1:step], self.frames[-1]]
-        height = round(GIF_WIDTH * WINDOW[1] / WINDOW[0])
-        small = [frame.resize((GIF_WIDTH, height), Image.Resampling.LANCZOS) for frame in chosen]
         # one palette and no dithering: what does not change costs nothing
-        palette = few_colors(small[-1], GIF_COLORS)
-        drawn = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in small]
+        palette = few_colors(self.frames[-1], GIF_COLORS)
+        first, *rest = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self.frames]
         path = self.folder / "propagation.gif"
-        durations = [FRAME_MS] * (len(drawn) - 1) + [2500]
-        drawn[0].save(path, save_all=True, append_images=drawn[1:], duration=durations, loop=0, optimize=True)
-        print("written:", path, f"({len(drawn)} frames, {path.stat().st_size / 1e6:.2f} MB)")
+        durations = [FRAME_MS] * len(rest) + [2500]
+        first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
+        print("written:", path, f"({len(self.frames)} frames, {path.stat().st_size / 1e6:.2f} MB)")
 
     def close(self) -> None:
         self.dock.workspace.close()
