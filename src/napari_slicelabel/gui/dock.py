@@ -192,7 +192,7 @@ class _Widget(QWidget):
             f"QPushButton:checked {{ background-color: {css(mix(background, text, 0.35))}; }}"
             f"QToolButton#sectionHeading {{ font-weight: bold; border: none; padding: 5px 2px; }}"
             f"QLabel#sectionSummary, QLabel#message {{ color: {css(mix(text, background, 0.3))}; padding-right: 4px; }}"
-            f"QLabel#hint {{ padding: 7px; border-radius: 4px; background-color: {css(mix(background, text, 0.12))}; }}"
+            f"QLabel#hint {{ border-radius: 4px; background-color: {css(mix(background, text, 0.12))}; }}"
         )
 
 
@@ -211,6 +211,8 @@ class WorkflowDock(_Widget):
         self.sections = [Section(number, kind(self.workspace)) for number, kind in enumerate(kinds, 1)]
         self.hint = text_label()
         self.hint.setObjectName("hint")
+        # not as padding in the style sheet: Qt takes that off twice, and makes room for one line too many
+        self.hint.setMargin(7)
         self._stack([self.hint, *self._messages(), *self.sections], spacing=4)
         self._strip: SliceBar | None = None
         self.controller = Controller(self.workspace, [*self.sections, self], self)
