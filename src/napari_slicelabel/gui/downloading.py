@@ -13,28 +13,31 @@ from napari_slicelabel.errors import SliceLabelError
 from napari_slicelabel.gui.layers import KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
+    LayerData = tuple[Any, dict[str, Any], str]
 
 
-def fill_soon(viewer: Any, image: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
-    """Fill two arrays, once napari shows them as layers, with the sections of the nerve cord.
+def fill_soon(viewer: Any, layers: Sequence[LayerData]) -> None:
+    """Fill the image and the labels that napari is about to show with the sections of the nerve cord.
 
     napari wants the layers of a sample from its own thread at once, and a download takes as long as it takes. Without
-    a connection the layers go again, and a message says what to do.
+    a connection the layers go again, and a message says what to do. Until it is over, their metadata say ``loading``.
     """
+    for _, meta, _ in layers:
+        meta["metadata"][KEY]["loading"] = True
     # after the function that returns the layers has returned
-    QTimer.singleShot(0, lambda: _Filling(viewer, image, labels).begin())
+    QTimer.singleShot(0, lambda: _Filling(viewer, layers).begin())
 
 
 class _Filling:
     """One download into the layers that show it."""
 
-    def __init__(self, viewer: Any, image: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
+    def __init__(self, viewer: Any, layers: Sequence[LayerData]) -> None:
         self._viewer = viewer
-        self._arrays = (image, labels)
+        self._arrays = tuple(data for data, _, _ in layers)
+        self._about = tuple(meta["metadata"][KEY] for _, meta, _ in layers)
+        # none where the sample was opened in a viewer that is not in front; the arrays are filled all the same
         self._layers = [layer for layer in viewer.layers if any(layer.data is array for array in self._arrays)]
 
     def begin(self) -> None:
@@ -47,7 +50,7 @@ class _Filling:
         )
 
     def _take(self, arrived: VncSlice) -> None:
-        if not self._shown():
+        if self._layers and not self._shown():
             self._worker.quit()
             return
         index, *planes = arrived
@@ -58,14 +61,15 @@ class _Filling:
                 layer.refresh()
 
     def _end(self, problem: str) -> None:
-        for layer in self._shown():
-            if problem:
-                self._viewer.layers.remove(layer)
-            else:
-                layer.metadata[KEY].pop("loading", None)
-                layer.refresh()
         if problem:
+            for layer in self._shown():
+                self._viewer.layers.remove(layer)
             show_error(problem)
+            return
+        for about in self._about:
+            about.pop("loading", None)
+        for layer in self._shown():
+            layer.refresh()
 
     def _shown(self) -> list[Any]:
         return [layer for layer in self._layers if layer in self._viewer.layers]

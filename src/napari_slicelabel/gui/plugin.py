@@ -95,10 +95,8 @@ def sample_vnc() -> list[LayerData]:
 
     image, labels = np.zeros(VNC_SHAPE, np.uint8), np.zeros(VNC_SHAPE, np.uint8)
     layers = _sample_layers(Sample(VNC_NAME, image, labels, VNC_CLASSES, VNC_VOXEL_SIZE, VNC_UNIT, VNC_SOURCE))
-    for _, meta, _ in layers:
-        meta["metadata"][KEY]["loading"] = True
     layers[0][1]["contrast_limits"] = (0, 255)
-    fill_soon(viewer, image, labels)
+    fill_soon(viewer, layers)
     return layers
 
 
