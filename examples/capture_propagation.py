@@ -199,7 +199,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        studio = Studio(arguments.folder, Path(temporary) / "synthetic_em.slicelabel")
+        studio = Studio(arguments.folder, Path(temporary) / "napari-slicelabel" / "synthetic_em.slicelabel")
         studio.open()
         studio.select()
         studio.paint()
