@@ -32,7 +32,9 @@ SLICES = 5
 GIF_SIZE = (960, 600)
 GIF_COLORS = 96
 FRAME_MS = 220
-MOST_FRAMES = 48
+MOST_LEARNING = 16
+# Half of what the method does by default, and in more rounds, so that there is something to see.
+TRAINED = {"rounds": 5, "iterations": 200, "fold_iterations": 40, "round_iterations": 20, "transfer_iterations": 10}
 HARDLY_TRAINED = {
     "iterations": 20, "rounds": 3, "round_iterations": 4, "fold_iterations": 4, "width": 8, "batch": 2, "crop_px": 64,
 }  # fmt: skip
@@ -54,8 +56,11 @@ class Studio:
         self.dock = WorkflowDock(self.viewer)
         self.viewer.window.add_dock_widget(self.dock, name="Label from few slices", area="right")
         self.project = project
-        self.frames: list[Image.Image] = []
-        self.pause_s = 0.5
+        self.learning: list[tuple[float, Image.Image]] = []
+        self.growing: list[tuple[float, Image.Image]] = []
+        self.written = 0
+        self.pause_s = 1.0
+        self.next_frame = 0.0
 
     def panel(self, kind: type) -> Any:
         return self.dock.panel(kind)
@@ -138,7 +143,7 @@ class Studio:
     def run(self, *, quick: bool) -> None:
         panel = self.panel(PropagatePanel)
         panel.method.setCurrentIndex(panel.method.findData("self-label"))
-        panel.form.set_config(panel.form.config().model_copy(update=HARDLY_TRAINED if quick else {"rounds": 5}))
+        panel.form.set_config(panel.form.config().model_copy(update=HARDLY_TRAINED if quick else TRAINED))
         self.session.set_config(panel.config())
         # two slices away from a painted one: labels get there in one of the first rounds, and better in the others
         shown = min(row.ref.index for row in self.snapshot.proposals) + 2
@@ -149,25 +154,31 @@ class Studio:
         worker, photographed = self.session.worker, False
         self.wait(lambda: worker.state.active)
         while worker.state.active:
-            self.film()
+            self.film(worker.state.written)
             scores = self.snapshot.project.scores
             if not photographed and scores is not None and np.isfinite(scores.confidence[shown]):
                 photographed = worker.state.written > len(self.image.data) // 2
                 if photographed:
                     self.picture("4-running")
+            QTest.qWait(100)
         self.settle()
-        self.film()
+        self.film(-1)
         if worker.state.phase != "finished":
             raise RuntimeError(worker.state.error or worker.state.phase)
         print(f"the run took {worker.state.seconds:.0f} s, {time.process_time() - begin:.0f} s of them computing")
 
-    def film(self) -> None:
-        """Take a frame, then wait; when there are too many frames, every other one goes and the waits get longer."""
-        self.frames.append(self.look().resize(GIF_SIZE, Image.Resampling.LANCZOS))
-        if len(self.frames) > MOST_FRAMES:
-            self.frames = self.frames[::2]
+    def film(self, written: int) -> None:
+        """Take a frame if slices were labelled since the last one; while the network learns, a few are enough."""
+        grew = written != self.written
+        if not grew and time.monotonic() < self.next_frame:
+            return
+        frame = self.look().resize(GIF_SIZE, Image.Resampling.LANCZOS)
+        (self.growing if grew else self.learning).append((time.monotonic(), frame))
+        self.written = written
+        if len(self.learning) > MOST_LEARNING:
+            self.learning = self.learning[::2]
             self.pause_s *= 2
-        QTest.qWait(round(1000 * self.pause_s))
+        self.next_frame = time.monotonic() + self.pause_s
 
     def review(self) -> None:
         self.session.jump(SliceRef("z", self.snapshot.queue[0].index))
@@ -180,12 +191,13 @@ class Studio:
     def animate(self) -> None:
         """Save what was seen during the run; the last picture stays for a while."""
         # one palette and no dithering: what does not change costs nothing
-        palette = few_colors(self.frames[-1], GIF_COLORS)
-        first, *rest = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self.frames]
+        frames = [frame for _, frame in sorted(self.learning + self.growing, key=lambda item: item[0])]
+        palette = few_colors(frames[-1], GIF_COLORS)
+        first, *rest = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
         path = self.folder / "propagation.gif"
         durations = [FRAME_MS] * len(rest) + [2500]
         first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
-        print("written:", path, f"({len(self.frames)} frames, {path.stat().st_size / 1e6:.2f} MB)")
+        print("written:", path, f"({len(frames)} frames, {path.stat().st_size / 1e6:.2f} MB)")
 
     def close(self) -> None:
         self.dock.workspace.close()
