@@ -7,15 +7,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "capture_propagation.py"
 STEPS = ("1-open", "2-select", "3-paint", "4-running", "5-review", "6-confidence")
 
 
+@pytest.mark.timeout(600)  # a whole session in another process
 def test_pictures_of_every_step_in_both_themes(tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, SCRIPT, tmp_path, "--quick"], capture_output=True, text=True, timeout=270, check=False
+        [sys.executable, SCRIPT, tmp_path, "--quick"], capture_output=True, text=True, timeout=560, check=False
     )
     assert result.returncode == 0, result.stderr[-3000:]
     for step in STEPS:

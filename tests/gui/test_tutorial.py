@@ -184,6 +184,7 @@ def reader(window: Bench, monkeypatch: pytest.MonkeyPatch) -> Reader:
     return Reader(window, target)
 
 
+@pytest.mark.timeout(600)  # two runs, and a hundred moves of the mouse in between
 def test_the_tutorial(reader: Reader) -> None:
     done = []
     for _, text in steps():
