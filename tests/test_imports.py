@@ -38,6 +38,9 @@ OUTSIDE = {
 EXCEPTIONS = {
     ("demo.py", "napari"),  # the demo opens its result in napari where that is installed
     ("samples.py", "scipy"),  # blur and noise of the synthetic sample
+    ("downloads.py", "pooch"),  # fetches and checks files; comes with napari
+    ("downloads.py", "requests"),  # names the errors of pooch
+    ("downloads.py", "PIL"),  # the labels are PNG; comes with scikit-image
 }
 CLI_FILES = {"cli", "terminal", "demo"}
 

@@ -37,17 +37,24 @@ def pytest_collection_modifyitems(config: pytest.Config) -> None:
 
 
 class Bench:
-    """A napari window with the workflow docked: what a person has before them, and their hands."""
+    """A napari window with the workflow docked: what a person has before them, and their hands.
 
-    def __init__(self, viewer: Any, qtbot: QtBot, folder: Path) -> None:
+    With ``docked=False`` the window is empty, until the workflow is chosen from the menu.
+    """
+
+    dock: WorkflowDock
+
+    def __init__(self, viewer: Any, qtbot: QtBot, folder: Path, *, docked: bool = True) -> None:
         from napari_slicelabel.gui.dock import WorkflowDock
+        from napari_slicelabel.gui.workspace import Workspace
 
         self.viewer = viewer
         self.qtbot = qtbot
         self.folder = folder
-        self.dock: WorkflowDock = WorkflowDock(viewer)
-        viewer.window.add_dock_widget(self.dock, name="Label from few slices", area="right")
-        self.workspace = self.dock.workspace
+        self.workspace = Workspace.of(viewer)
+        if docked:
+            self.dock = WorkflowDock(viewer)
+            viewer.window.add_dock_widget(self.dock, name="Label from few slices", area="right")
 
     @property
     def session(self) -> Any:
@@ -77,6 +84,27 @@ class Bench:
         # a section may be folded, but a button that is hidden in it cannot be clicked
         assert not button.isHidden(), f"{button.text()} is hidden"
         self.qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
+
+    def choose(self, *titles: str) -> None:
+        """Click through the menus, such as ``choose("File", "Open Sample", ...)``; take the dock that comes of it."""
+        from qtpy.QtCore import Qt
+        from qtpy.QtWidgets import QApplication, QMenuBar
+
+        from napari_slicelabel.gui.dock import WorkflowDock
+
+        place: Any = next(w for w in QApplication.allWidgets() if isinstance(w, QMenuBar) and w.isVisible())
+        for title in titles:
+            shown = {action.text().replace("&", ""): action for action in place.actions()}
+            assert title in shown, f"no {title!r} in this menu; there is {list(shown)}"
+            self.qtbot.mouseClick(place, Qt.MouseButton.LeftButton, pos=place.actionGeometry(shown[title]).center())
+            if title != titles[-1]:
+                before = place
+                self.wait(lambda before=before: QApplication.activePopupWidget() not in (None, before), 10)
+                place = QApplication.activePopupWidget()
+        self.qtbot.wait(50)
+        docks = [w for w in QApplication.allWidgets() if isinstance(w, WorkflowDock) and w.isVisible()]
+        if docks:
+            (self.dock,) = docks
 
     def start(self, image: np.ndarray, **place: Any) -> None:
         """Open an image and press Start."""
@@ -135,7 +163,8 @@ class Bench:
         held = Qt.KeyboardModifier.NoModifier
         for name in modifiers:
             held |= {"Ctrl": Qt.KeyboardModifier.ControlModifier, "Shift": Qt.KeyboardModifier.ShiftModifier}[name]
-        QTest.keyClick(self.canvas, getattr(Qt.Key, f"Key_{letter}"), held)
+        name = {"=": "Equal", "-": "Minus"}.get(letter, letter)
+        QTest.keyClick(self.canvas, getattr(Qt.Key, f"Key_{name}"), held)
         self.qtbot.wait(30)
 
     def paint_truth(self, truth: np.ndarray, indices: list[int]) -> None:
@@ -156,6 +185,16 @@ def bench(make_napari_viewer_proxy: Any, qtbot: QtBot, tmp_path: Path) -> Iterat
     viewer = make_napari_viewer_proxy(show=True)
     viewer.window.resize(1280, 800)
     bench = Bench(viewer, qtbot, tmp_path)
+    yield bench
+    bench.workspace.close()
+
+
+@pytest.fixture
+def window(make_napari_viewer_proxy: Any, qtbot: QtBot, tmp_path: Path) -> Iterator[Bench]:
+    """A window of 1280 x 800 as napari opens it: empty."""
+    viewer = make_napari_viewer_proxy(show=True)
+    viewer.window.resize(1280, 800)
+    bench = Bench(viewer, qtbot, tmp_path, docked=False)
     yield bench
     bench.workspace.close()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib import import_module, resources
 from typing import TYPE_CHECKING, Any
 
@@ -82,3 +84,9 @@ def test_half_finished_project_goes_on(make_napari_viewer_proxy: Any, qtbot: Any
     qtbot.waitUntil(lambda: len(dock.workspace.snapshot.proposals) == 4)
     assert [row.state for row in dock.workspace.snapshot.proposals] == ["complete"] * 3 + ["painting"]
     dock.workspace.close()
+
+
+def test_opening_a_sample_does_not_wait_for_torch() -> None:
+    code = "import sys; from napari_slicelabel.gui import plugin; plugin.sample_em(); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.strip() == "False"

@@ -222,6 +222,9 @@ class ClassTable(QWidget):
         table = _Table(0, 3)
         table.setHorizontalHeaderLabels(["", "Class", "Key"])
         table.setAccessibleName("Classes")
+        table.setToolTip(
+            "Click a class to paint with it; double click its name to rename it, click its colour to change it."
+        )
         table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         table.setEditTriggers(
@@ -259,7 +262,12 @@ class ClassTable(QWidget):
         key = QTableWidgetItem(str(number + 1) if number < _KEYS else "")
         key.setTextAlignment(Qt.AlignmentFlag.AlignCenter)
         key.setFlags(fixed)
-        key.setToolTip(f"Press {number + 1} to paint with this class" if number < _KEYS else "")
+        # on the canvas the digits are napari's: they choose its tools
+        key.setToolTip(
+            f"Press {number + 1} in this table to paint with this class; on the canvas - and = go through the classes"
+            if number < _KEYS
+            else ""
+        )
         for column, item in ((_COLOR, color), (_NAME, name), (_KEY, key)):
             self._table.setItem(number, column, item)
 

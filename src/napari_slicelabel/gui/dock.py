@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from napari.utils.theme import get_theme
 from qtpy.QtCore import Qt, QTimer
-from qtpy.QtGui import QColor, QKeySequence, QShortcut
+from qtpy.QtGui import QColor, QKeySequence, QPainter, QShortcut
 from qtpy.QtWidgets import (
     QFrame,
     QHBoxLayout,
@@ -38,10 +38,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import napari
+    from qtpy.QtGui import QPaintEvent
 
     from napari_slicelabel.gui.state import Snapshot
 
 _MESSAGE_MS = 12_000
+
+
+class _Elided(QLabel):
+    """One line of text that ends in dots where the room ends."""
+
+    def paintEvent(self, event: QPaintEvent | None) -> None:
+        """Paint as much of the text as there is room for."""
+        painter = QPainter(self)
+        box = self.contentsRect()
+        text = self.fontMetrics().elidedText(self.text(), Qt.TextElideMode.ElideMiddle, box.width())
+        painter.setPen(self.palette().color(self.foregroundRole()))
+        painter.drawText(box, int(self.alignment()), text)
 
 
 class Section(QFrame):
@@ -59,7 +72,7 @@ class Section(QFrame):
         self.button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
         self.button.setObjectName("sectionHeading")
         self.button.clicked.connect(self._clicked)
-        self.said = QLabel()
+        self.said = _Elided()
         self.said.setObjectName("sectionSummary")
         self.said.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
         self.said.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
@@ -95,6 +108,7 @@ class Section(QFrame):
         text = self.panel.summary(new)
         if text != self.said.text():
             self.said.setText(text)
+            self.said.setToolTip(text)
 
     def _clicked(self) -> None:
         self.by_hand = True
@@ -178,7 +192,7 @@ class _Widget(QWidget):
             f"QPushButton:checked {{ background-color: {css(mix(background, text, 0.35))}; }}"
             f"QToolButton#sectionHeading {{ font-weight: bold; border: none; padding: 5px 2px; }}"
             f"QLabel#sectionSummary, QLabel#message {{ color: {css(mix(text, background, 0.3))}; padding-right: 4px; }}"
-            f"QLabel#hint {{ padding: 7px; border-radius: 4px; background-color: {css(mix(background, text, 0.12))}; }}"
+            f"QLabel#hint {{ border-radius: 4px; background-color: {css(mix(background, text, 0.12))}; }}"
         )
 
 
@@ -197,6 +211,8 @@ class WorkflowDock(_Widget):
         self.sections = [Section(number, kind(self.workspace)) for number, kind in enumerate(kinds, 1)]
         self.hint = text_label()
         self.hint.setObjectName("hint")
+        # not as padding in the style sheet: Qt takes that off twice, and makes room for one line too many
+        self.hint.setMargin(7)
         self._stack([self.hint, *self._messages(), *self.sections], spacing=4)
         self._strip: SliceBar | None = None
         self.controller = Controller(self.workspace, [*self.sections, self], self)

@@ -155,6 +155,7 @@ class Fold(QWidget):
         self._content = content
         self.button = QToolButton()
         self.button.setText(title)
+        self.button.setToolTip("What seldom needs to be changed.")
         self.button.setCheckable(True)
         self.button.setAutoRaise(True)
         self.button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)

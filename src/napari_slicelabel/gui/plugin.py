@@ -11,15 +11,21 @@ from qtpy.QtCore import QCoreApplication, QTimer
 
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.data.classes import PAINTED_BACKGROUND, LabelClass, default_color
+from napari_slicelabel.data.downloads import (
+    VNC_CLASSES,
+    VNC_NAME,
+    VNC_SHAPE,
+    VNC_SOURCE,
+    VNC_UNIT,
+    VNC_VOXEL_SIZE,
+    drosophila_vnc,
+)
 from napari_slicelabel.data.formats import open_labels, write_labels
 from napari_slicelabel.data.project import SUFFIX, Project
 from napari_slicelabel.data.samples import Sample, mni152, synthetic_em
 from napari_slicelabel.data.volume import parse_unit
-from napari_slicelabel.engine.annotate import copy_slices
-from napari_slicelabel.engine.select import rank
 from napari_slicelabel.errors import InputError, MissingFileError
 from napari_slicelabel.gui.layers import KEY, label_colors, volume_placement
-from napari_slicelabel.gui.session import SELECTION
 from napari_slicelabel.gui.settings import PLUGIN
 
 if TYPE_CHECKING:
@@ -80,8 +86,27 @@ def sample_mri() -> list[LayerData]:
     return _sample_layers(mni152())
 
 
+def sample_vnc() -> list[LayerData]:
+    """Return the fly nerve cord and its true labels (hidden): 22 MB, downloaded at first; they fill as they arrive."""
+    viewer = _open_viewer()
+    if viewer is None:
+        return _sample_layers(drosophila_vnc())
+    from napari_slicelabel.gui.downloading import fill_soon
+
+    image, labels = np.zeros(VNC_SHAPE, np.uint8), np.zeros(VNC_SHAPE, np.uint8)
+    layers = _sample_layers(Sample(VNC_NAME, image, labels, VNC_CLASSES, VNC_VOXEL_SIZE, VNC_UNIT, VNC_SOURCE))
+    layers[0][1]["contrast_limits"] = (0, 255)
+    fill_soon(viewer, layers)
+    return layers
+
+
 def sample_project() -> list[LayerData]:
     """Return a project in a temporary folder: slices proposed, most of them painted, ready to propagate."""
+    # here, since these bring torch: opening another sample must not wait for it
+    from napari_slicelabel.engine.annotate import copy_slices
+    from napari_slicelabel.engine.select import rank
+    from napari_slicelabel.gui.session import SELECTION
+
     sample = synthetic_em((32, 128, 128))
     folder = Path(tempfile.mkdtemp(prefix="slicelabel-"))
     np.save(folder / "synthetic_em.npy", sample.image)
@@ -113,8 +138,17 @@ def _classes(sample: Sample) -> list[LabelClass]:
 def _sample_layers(sample: Sample) -> list[LayerData]:
     unit = {"nanometer": "nm", "micrometer": "um", "millimeter": "mm"}.get(sample.unit, "pixel")
     place = {"scale": sample.voxel_size, "units": (unit,) * 3, "axis_labels": ("z", "y", "x")}
-    truth = {"name": f"{sample.name} truth", "visible": False, "colormap": label_colors(_classes(sample)), **place}
-    return [(sample.image, {"name": sample.name, **place}, "image"), (sample.labels, truth, "labels")]
+    # labelling that begins on the image has its classes
+    about = {"classes": list(sample.classes), "source": sample.source}
+    image = {"name": sample.name, "metadata": {KEY: about}, **place}
+    truth = {
+        "name": f"{sample.name} truth",
+        "visible": False,
+        "colormap": label_colors(_classes(sample)),
+        "metadata": {KEY: {"source": sample.source}},
+        **place,
+    }
+    return [(sample.image, image, "image"), (sample.labels, truth, "labels")]
 
 
 def _project_image(project: Project) -> LayerData:
@@ -187,14 +221,18 @@ def _ask(viewer: Any, name: str) -> None:
 
 def _open_workflow_soon() -> None:
     """Open the workflow once napari has added the layers that are being read."""
-    if QCoreApplication.instance() is None:
-        return
 
     def go() -> None:
-        from napari import current_viewer
-
-        viewer = current_viewer()
+        viewer = _open_viewer()
         if viewer is not None:
             open_workflow(viewer)
 
-    QTimer.singleShot(0, go)
+    if QCoreApplication.instance() is not None:
+        QTimer.singleShot(0, go)
+
+
+def _open_viewer() -> Any:
+    """Return the viewer whose window is in front; None in a script that has none."""
+    from napari import current_viewer
+
+    return current_viewer() if QCoreApplication.instance() is not None else None

@@ -317,6 +317,7 @@ class ReviewQueue(QWidget):
         table.setTabKeyNavigation(False)
         table.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         table.setAccessibleName("Slices to review")
+        table.setToolTip("Doubtful slices, the one whose correction would gain most first. Click one to go there.")
         rows, header = table.verticalHeader(), table.horizontalHeader()
         assert rows is not None
         assert header is not None

@@ -383,6 +383,7 @@ class SliceList(QWidget):
         view.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
         view.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         view.setAccessibleName("Proposed slices")
+        view.setToolTip("Proposed slices, the one that stands for most of the volume first. Click one to go there.")
         view.clicked.connect(self._chosen)
         view.moved_by_key.connect(self._chosen)
         view.entered_by_key.connect(self._chosen)

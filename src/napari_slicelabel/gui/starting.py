@@ -15,6 +15,7 @@ from napari_slicelabel.data.formats import open_volume
 from napari_slicelabel.data.project import SUFFIX, Project
 from napari_slicelabel.data.volume import parse_unit
 from napari_slicelabel.errors import InputError, SliceLabelError
+from napari_slicelabel.gui.layers import KEY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,8 +60,10 @@ class ImageFacts:
         Raises
         ------
         InputError
-            Not a 3D image.
+            Not a 3D image, or one that is still being downloaded.
         """
+        if layer.metadata.get(KEY, {}).get("loading"):
+            raise InputError(f"{layer.name} is still being downloaded; start when all of its slices are there")
         data = layer.data[0] if layer.multiscale else layer.data
         axes = {3: "zyx", 4: "czyx"}.get(len(data.shape), "")
         if layer.rgb and len(data.shape) == 4:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from napari_slicelabel.gui.state import Snapshot, Step
     from napari_slicelabel.gui.workspace import Workspace
 
-_NAMES = {"interpolate": "Interpolate shapes (seconds)", "self-label": "Self-label: learns from your slices"}
+_NAMES = {"interpolate": "Interpolate shapes (seconds)", "self-label": "Self-label: learns (minutes)"}
 _PREFERRED = "self-label"
 _STAGES = {
     "fit": "Learning from your slices",
@@ -84,6 +84,7 @@ class PropagatePanel(Panel):
         self.stage = text_label()
         self.bar = QProgressBar()
         self.bar.setTextVisible(True)
+        self.bar.setToolTip("How far this stage of the run is.")
         self.overall = text_label()
         self.curve = CurvePlot()
         self.curve.setToolTip(

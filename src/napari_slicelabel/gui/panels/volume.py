@@ -11,6 +11,7 @@ from napari_slicelabel.data.classes import LabelClass
 from napari_slicelabel.data.project import SUFFIX
 from napari_slicelabel.errors import SliceLabelError
 from napari_slicelabel.gui.class_table import ClassRow, ClassTable
+from napari_slicelabel.gui.layers import KEY
 from napari_slicelabel.gui.panels.base import Panel, button, changed, text_label
 from napari_slicelabel.gui.problem import ProblemLabel
 from napari_slicelabel.gui.removal import RemovalDialog
@@ -189,7 +190,9 @@ class VolumePanel(Panel):
     def _start(self) -> None:
         layer = self._layer()
         if layer is not None and self.folder.text().strip():
-            self.workspace.start(layer, Path(self.folder.text().strip()).expanduser())
+            # a sample says what is to be seen in it
+            classes = layer.metadata.get(KEY, {}).get("classes", ())
+            self.workspace.start(layer, Path(self.folder.text().strip()).expanduser(), classes)
 
     def _open(self) -> None:
         path = QFileDialog.getExistingDirectory(self, f"Open a project (*{SUFFIX})")
@@ -238,4 +241,5 @@ class VolumePanel(Panel):
 def _described(project: ProjectFacts) -> str:
     sizes = _TIMES.join(f"{size:g}" for size in project.voxel_size)
     shape = _TIMES.join(map(str, project.shape))
-    return f"<b>{project.volume}</b> &nbsp; {shape}, voxels {sizes} {_SIGNS.get(project.unit, project.unit)}"
+    # two lines, so that none breaks between a number and its unit
+    return f"<b>{project.volume}</b><br>{shape}, voxels {sizes} {_SIGNS.get(project.unit, project.unit)}"
