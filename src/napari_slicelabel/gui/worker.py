@@ -264,7 +264,7 @@ class RunWorker(QObject):
 
     def _work(self, config: MethodConfig | None, resume: str | None) -> None:
         _be_nice()
-        _import_networks()
+        import_networks()
         with self._ended, closing(run(self._project, config, resume=resume, stop=self._stop.is_set)) as events:
             self._iterate(events)
 
@@ -368,7 +368,7 @@ def _be_nice() -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
-def _import_networks() -> None:
+def import_networks() -> None:
     """Import what networks are built from, without the compiler that comes with it.
 
     torch looks for triton, whose library brings its own LLVM. Where OpenGL has loaded another one before (every Mesa
