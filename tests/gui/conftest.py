@@ -118,9 +118,10 @@ class Bench:
 
     @property
     def canvas(self) -> Any:
-        from qtpy.QtWidgets import QApplication
+        from qtpy.QtWidgets import QWidget
 
-        return next(w for w in QApplication.allWidgets() if type(w).__name__ == CANVAS and w.window().isVisible())
+        # of this window: there may be others
+        return next(w for w in self.dock.window().findChildren(QWidget) if type(w).__name__ == CANVAS)
 
     def at(self, y: float, x: float) -> Any:
         """Return where on the canvas a voxel of the shown slice is, as the camera has it."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.utils.colormaps import DirectLabelColormap
+from napari.utils.transforms import Affine
 
 from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
 from napari_slicelabel.data.classes import MAX_CLASS, PAINTED_BACKGROUND, LabelClass, default_color
@@ -41,15 +42,26 @@ def is_stack(layer: Any) -> bool:
 
 def placement(image: Any) -> dict[str, Any]:
     """Return scale, units and the like of an image layer, for a layer over its last three axes."""
-    found = {
+    last = list(range(image.ndim - 3, image.ndim))
+    # a matrix, or its entries above the diagonal: those of the last three axes come last
+    shear = np.asarray(image.shear)
+    return {
         "scale": tuple(image.scale[-3:]),
         "translate": tuple(image.translate[-3:]),
+        "rotate": np.asarray(image.rotate)[-3:, -3:],
+        "shear": shear[-3:] if shear.ndim == 1 else shear[-3:, -3:],
+        "affine": image.affine.set_slice(last).affine_matrix,
         "units": tuple(image.units[-3:]),
         "axis_labels": tuple(image.axis_labels[-3:]),
     }
-    if image.ndim == 3:
-        found.update(rotate=image.rotate, shear=image.shear, affine=image.affine.affine_matrix)
-    return found
+
+
+def voxel_edges(image: Any) -> tuple[float, float, float]:
+    """Return how long a voxel of an image layer is along its last three axes, in the units of the layer."""
+    inner = Affine(scale=image.scale, rotate=image.rotate, shear=image.shear, ndim=image.ndim)
+    edges = np.asarray(image.affine.linear_matrix) @ inner.linear_matrix
+    z, y, x = np.linalg.norm(edges, axis=0)[-3:].tolist()
+    return z, y, x
 
 
 def volume_placement(volume: Volume) -> dict[str, Any]:
@@ -130,6 +142,14 @@ def add_confidence(viewer: Any, result: ResultArray, name: str, image: Any, abou
         metadata={KEY: {**about, "role": "confidence"}},
         **placement(image),
     )
+
+
+def put_brush_away(layer: Any) -> None:
+    """End painting in a layer that is about to be removed; an image layer is left as it is.
+
+    Where the layer goes while its brush is on the canvas, napari 0.9.2 crashes in OpenGL as soon as another one comes.
+    """
+    layer.mode = "pan_zoom"
 
 
 def current_slice(viewer: Any, layer: Any) -> SliceRef | None:

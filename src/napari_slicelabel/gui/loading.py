@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from napari_slicelabel.errors import SliceLabelError
+from napari_slicelabel.errors import SliceLabelError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -71,6 +71,8 @@ class Loader:
                 work()
             except SliceLabelError as error:
                 self._failed(error)
+            except Exception as error:  # noqa: BLE001 - the thread must live on: others wait for what it reads
+                self._failed(StorageError(f"cannot read: {type(error).__name__}: {' '.join(str(error).split())}"))
             else:
                 self._loaded(key)
             finally:

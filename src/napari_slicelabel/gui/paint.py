@@ -95,6 +95,9 @@ class PaintStore(VirtualArray):
         Called from any thread whenever `save_state` changed.
     loaded : callable
         Called from any thread when a plane that was shown empty has been read; the layer should be refreshed.
+    failed : callable
+        Called from any thread with the error of a plane that cannot be read. It is shown empty, and painting in it
+        raises the same: what is on disk there may be mended, but not once it is painted over.
     memory_bytes : int
         Planes beyond this are dropped once they are on disk.
     save_after_s : float
@@ -119,6 +122,7 @@ class PaintStore(VirtualArray):
         add_classes: Callable[[frozenset[int]], None] = lambda _: None,
         saved: Callable[[], None] = lambda: None,
         loaded: Callable[[], None] = lambda: None,
+        failed: Callable[[SliceLabelError], None] = lambda _: None,
         memory_bytes: int = _MEMORY_BYTES,
         save_after_s: float = SAVE_AFTER_S,
     ) -> None:
@@ -128,6 +132,7 @@ class PaintStore(VirtualArray):
         self._add_classes = add_classes
         self._saved = saved
         self._loaded = loaded
+        self._failed = failed
         self._memory_bytes = memory_bytes
         self._save_after_s = save_after_s
         self._planes: OrderedDict[SliceRef, _Plane] = OrderedDict()
@@ -139,7 +144,7 @@ class PaintStore(VirtualArray):
         self._hurry = False
         self._closed = False
         self._wake = threading.Condition(threading.RLock())
-        self._loader = Loader(lambda _: self._loaded(), self._load_failed)
+        self._loader = Loader(lambda _: self._loaded(), failed)
         self._thread = threading.Thread(target=self._save_loop, name="slicelabel-save", daemon=True)
         self._thread.start()
 
@@ -159,6 +164,8 @@ class PaintStore(VirtualArray):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Paint; the planes that change are saved soon after."""
+        if self._closed:
+            raise InputError("what is painted here is no longer saved: open the project again to paint in it")
         if _is_fancy(key):
             self._write_points(key, value)
             return
@@ -369,6 +376,8 @@ class PaintStore(VirtualArray):
                 self._annotation.set_complete(ref, mark)
         except SliceLabelError as error:
             return str(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, a thread that dies of it saves nothing any more
+            return f"{type(error).__name__}: {' '.join(str(error).split())}"
         return ""
 
     # -- reading and writing of boxes ---------------------------------------------------------------------------------
@@ -387,7 +396,14 @@ class PaintStore(VirtualArray):
                 # shown empty until it is read; a stroke in the meantime waits for it in `_plane`
                 self._loader.request(ref, lambda: self._load(ref))
                 return np.zeros(box.shape, np.uint8)
-            return np.expand_dims(self._plane(ref).values[_within(ref, box)].copy(), ref.axis_number)
+            try:
+                plane = self._plane(ref)
+            except SliceLabelError as error:
+                if wait:
+                    raise
+                self._failed(error)
+                return np.zeros(box.shape, np.uint8)
+            return np.expand_dims(plane.values[_within(ref, box)].copy(), ref.axis_number)
 
     def _read_thick(self, box: Box) -> NDArray[np.uint8]:
         if box.size > _LARGEST_BOX:
@@ -465,11 +481,6 @@ class PaintStore(VirtualArray):
         self._touched[ref] = None
         self._evict()
         self._wake.notify_all()
-
-    def _load_failed(self, error: SliceLabelError) -> None:
-        with self._wake:
-            self._error = str(error)
-        self._saved()
 
     def _write_points(self, key: Any, value: Any) -> None:
         box, _ = _fancy(key, self.shape)

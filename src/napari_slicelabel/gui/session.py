@@ -155,6 +155,7 @@ class Session(QObject):
             add_classes=self._add_classes,
             saved=self._saved.emit,
             loaded=lambda: self._plane_loaded.emit("labels"),
+            failed=lambda error: self._read_failed.emit(str(error)),
             memory_bytes=chosen.memory_mb * 2**20,
             save_after_s=chosen.autosave_s,
         )
@@ -196,6 +197,7 @@ class Session(QObject):
         self.image.metadata[show.KEY] = {**self.about, "role": "image"}
         self.image.visible = True
         self.show_labels()
+        viewer.layers.events.removing.connect(self._layer_going)
         viewer.layers.events.removed.connect(self._layer_removed)
         viewer.dims.events.current_step.connect(self._view_moved)
         viewer.dims.events.order.connect(self._view_moved)
@@ -239,6 +241,20 @@ class Session(QObject):
     def _below_labels(self, viewer: Any, layer: Any) -> None:
         if self.labels is not None and self.labels in viewer.layers:
             viewer.layers.move(viewer.layers.index(layer), viewer.layers.index(self.labels))
+
+    def remove_layers(self) -> None:
+        """Take our layers out of the viewer: once the session is closed, nothing that is painted there is saved."""
+        viewer = self._viewer()
+        for layer in (self.labels, self.prediction, self.confidence):
+            if viewer is not None and layer is not None and layer in viewer.layers:
+                # see `_layer_going`, which the closed session is no longer called for
+                show.put_brush_away(layer)
+                viewer.layers.remove(layer)
+
+    def _layer_going(self, event: Any) -> None:
+        viewer = self._viewer()
+        if viewer is not None and self.labels is not None and viewer.layers[event.index] == self.labels:
+            show.put_brush_away(self.labels)
 
     def _layer_removed(self, event: Any) -> None:
         for role in ("image", "labels", "prediction", "confidence"):
@@ -910,11 +926,11 @@ class Session(QObject):
         self.jump(SliceRef(book.axis, order[place % len(order)]))
 
     def _save_review(self) -> None:
-        if not self._shown:
+        run_id = self._shown
+        if not run_id:
             return
-        folder = self.project.run_folder(self._shown)
         text = json.dumps({"accepted": sorted(self._accepted), "flagged": sorted(self._flagged)})
-        self.tasks.start(lambda: write_text(folder / _REVIEW_NAME, text + "\n"))
+        self.tasks.start(lambda: write_text(self.project.run_folder(run_id) / _REVIEW_NAME, text + "\n"))
 
     def _load_review(self, folder: Path) -> None:
         self._accepted, self._flagged = set(), set()
@@ -984,6 +1000,7 @@ class Session(QObject):
         viewer = self._viewer()
         if viewer is None:
             return
+        viewer.layers.events.removing.disconnect(self._layer_going)
         viewer.layers.events.removed.disconnect(self._layer_removed)
         for name in ("current_step", "order", "ndisplay"):
             getattr(viewer.dims.events, name).disconnect(self._view_moved)

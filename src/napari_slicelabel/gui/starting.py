@@ -15,7 +15,7 @@ from napari_slicelabel.data.formats import open_volume
 from napari_slicelabel.data.project import SUFFIX, Project
 from napari_slicelabel.data.volume import parse_unit
 from napari_slicelabel.errors import InputError, SliceLabelError
-from napari_slicelabel.gui.layers import KEY
+from napari_slicelabel.gui.layers import KEY, voxel_edges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +70,8 @@ class ImageFacts:
             axes = "zyxc"
         if not axes or (layer.rgb and axes == "zyx"):
             raise InputError(f"{layer.name}: the image has shape {tuple(data.shape)}; expected a stack (z, y, x)")
-        z, y, x = (abs(float(size)) for size in layer.scale[-3:])
+        # an affine may stretch the voxels too; 12 digits, since turning leaves a rest behind the last of them
+        z, y, x = (float(f"{edge:.12g}") for edge in voxel_edges(layer))
         try:
             unit, factor = parse_unit(str(layer.units[-1]))
         except InputError:

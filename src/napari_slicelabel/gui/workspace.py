@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QEvent, QObject, QTimer, Signal
-from qtpy.QtWidgets import QApplication
+from qtpy.QtWidgets import QApplication, QMainWindow
 
 from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.plan import RunPlan
@@ -88,6 +88,9 @@ class Workspace(QObject):
 
     def watch_window(self, window: QWidget | None) -> None:
         """End everything when this window closes: a dock gets no word of that."""
+        # a dock that floats is a window too, but its end means nothing
+        while window is not None and not isinstance(window, QMainWindow):
+            window = window.parentWidget()
         if window is not None and not any(ref() is window for ref in self._windows):
             self._windows.append(weakref.ref(window))
             window.installEventFilter(self)
@@ -194,7 +197,13 @@ class Workspace(QObject):
             return
         if self.session is not None and (self.session.project.path, self.session.volume) == (project.path, volume):
             return
+        if self._is_elsewhere(project):
+            self.said.emit(f"{project.path.name} is open in another window; go on there, or close it there first", True)
+            return
         self.end_session()
+        if image is not None and image not in self.viewer.layers:
+            # removed while the project was prepared
+            image = None
         try:
             self.session = open_session(lambda: self.viewer, project, volume, image)
         except SliceLabelError as error:
@@ -204,6 +213,11 @@ class Workspace(QObject):
         self.session.said.connect(self.said)
         self.session_changed.emit()
         self.changed.emit()
+
+    def _is_elsewhere(self, project: Project) -> bool:
+        """Return whether another viewer labels in this project: each would undo what the other one saves."""
+        others = [space.session for space in _WORKSPACES.values() if space is not self]
+        return any(other is not None and other.project.path == project.path for other in others)
 
     def _set_busy(self, text: str) -> None:
         self.busy = text
@@ -230,17 +244,20 @@ class Workspace(QObject):
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def end_session(self) -> None:
-        """Stop the run, save what is painted; the layers stay."""
+        """Stop the run, save what is painted, and remove our layers; the image stays."""
         session, self.session = self.session, None
         if session is not None:
             session.close()
+            session.remove_layers()
             self.session_changed.emit()
 
     def close(self) -> None:
         """End everything."""
         atexit.unregister(self.close)
         self._watch.stop()
-        self.end_session()
+        if self.session is not None:
+            # not its layers: their window is going too
+            self.session.close()
         self._tasks.close()
 
     def _check_viewer(self) -> None:

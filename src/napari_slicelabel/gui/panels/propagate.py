@@ -151,9 +151,12 @@ class PropagatePanel(Panel):
             stage = _STAGES.get(run.stage, run.stage[:1].upper() + run.stage[1:]) or "Preparing"
             words = {"paused": "Paused", "stopping": "Stopping ...", "cancelling": "Cancelling ..."}
             self.stage.setText(words.get(run.phase, stage) + (f" · {run.message}" if run.message else ""))
+            # a bar paints itself at once, and the canvas with it: this way it waits until the window is painted anyway
+            self.bar.setUpdatesEnabled(False)
             self.bar.setRange(0, run.total)
             self.bar.setValue(run.done)
             self.bar.setFormat(f"{run.done} / {run.total}")
+            self.bar.setUpdatesEnabled(True)
             left = f" · about {duration(run.left_s)} left" if run.left_s else ""
             self.overall.setText(f"{run.written} of {run.slices} slices · {duration(run.seconds)}{left}")
         if run.loss != self._shown_loss or run.held_out != self._shown_dice:

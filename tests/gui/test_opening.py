@@ -1,0 +1,57 @@
+"""The widgets that napari opens: there at once, filled when what they need is imported, which another thread does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+from napari_slicelabel.gui import dock, opening
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+    from pytestqt.qtbot import QtBot
+
+SLOW = """
+import threading
+from qtpy.QtWidgets import QLabel
+THREAD = threading.current_thread()
+class WorkflowDock(QLabel):
+    def __init__(self, viewer):
+        assert threading.current_thread() is threading.main_thread()
+        super().__init__("here")
+"""
+
+
+def test_what_napari_imports_is_light() -> None:
+    code = "import sys, napari_slicelabel.gui.opening; sys.exit('torch' in sys.modules or 'zarr' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_widget_that_is_imported_is_there_at_once(make_napari_viewer_proxy: Any) -> None:
+    viewer = make_napari_viewer_proxy()
+    place = opening.ReviewWidget(viewer)
+    viewer.window.add_dock_widget(place)
+    assert isinstance(place.content, dock.ReviewWidget)
+    place.content.workspace.close()
+
+
+def test_a_widget_is_imported_in_another_thread(qtbot: QtBot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_to_import.py").write_text(SLOW)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(opening, "_CONTENT", "slow_to_import")
+    place = opening.WorkflowDock(None)  # type: ignore[arg-type]
+    qtbot.addWidget(place)
+    assert place.content is None
+    qtbot.waitUntil(lambda: place.content is not None, timeout=60_000)
+    assert sys.modules.pop("slow_to_import").THREAD is not threading.main_thread()
+
+
+def test_an_import_that_fails_is_said(qtbot: QtBot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "_CONTENT", "there_is_no_such_module")
+    place = opening.WorkflowDock(None)  # type: ignore[arg-type]
+    qtbot.addWidget(place)
+    qtbot.waitUntil(lambda: "there_is_no_such_module" in place._text.text(), timeout=60_000)
