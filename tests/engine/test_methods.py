@@ -56,7 +56,9 @@ TINY_NETWORK: dict[str, object] = {
     "batch": 2,
     "crop_px": 32,
 }
+TINY_FLOW: dict[str, object] = {"iterations": 2, "batch": 2, "crop_px": 32}
 CASES = (
+    Case("flow", TINY_FLOW, resumes_exactly=True),
     Case("interpolate", cancels=30, kills=6, resumes_exactly=True),
     Case("self-label", TINY_NETWORK),
 )
