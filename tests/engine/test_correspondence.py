@@ -105,6 +105,17 @@ def test_padding_repeats_the_border() -> None:
     assert grown[0].tolist() == [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]]
 
 
+def test_some_places_are_places_of_the_whole(network: CorrespondenceNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every place drawn once the loss is that of whole slices."""
+    target, sources = torch.rand(2, 1, 12, 8), torch.rand(2, 3, 1, 12, 8)
+    seen = torch.cat([target[:, None], sources], 1)
+    count = 12 * 8 // network.config.stride**2
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.stack([torch.randperm(count), torch.arange(count)]))
+    with torch.no_grad():
+        whole, some = (reconstruction_loss(network, target, sources, seen, places=n) for n in (0, count))
+    torch.testing.assert_close(whole, some)
+
+
 @pytest.mark.parametrize("config", [PUBLISHED, OURS], ids=["published", "ours"])
 def test_it_learns_to_put_shifted_slices_together(config: CorrespondenceConfig) -> None:
     torch.manual_seed(1)

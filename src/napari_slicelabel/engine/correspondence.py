@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from napari_slicelabel.engine.fit import autocast
+
 # Of 8-bit intensities, which the released code works on.
 _BYTES = 255.0
 _FEATURES = 64
@@ -82,7 +84,9 @@ class CorrespondenceNetwork(nn.Module):
             seen = edge_profile(x * _BYTES)
         else:
             seen = torch.cat([gradient_profile(x, self.config.noise), 4 * x - 2], 1)
-        found: Tensor = self.encoder(seen).float()
+        with autocast(x.device):
+            found: Tensor = self.encoder(seen)
+        found = found.float()
         return found if self.config.is_published else functional.normalize(found, dim=1)
 
     def weights(self, query: Tensor, keys: Tensor) -> Tensor:
@@ -100,19 +104,39 @@ class CorrespondenceNetwork(nn.Module):
         Tensor of shape (b, n * (2 * radius + 1) ** 2, h, w)
             They sum to 1 over the second axis; S4, local affinity.
         """
-        b, n, _, h, w = keys.shape
-        radius, published = self.config.radius, self.config.is_published
+        b = len(keys)
+        h, w = keys.shape[-2:]
+        radius = self.config.radius
         padded = functional.pad(keys, (radius,) * 4)
         logits = torch.stack(
             [(query[:, None] * padded[..., y : y + h, x : x + w]).sum(2) for y, x in _window(radius)], 2
         )
-        if not published:
-            inside = functional.pad(keys.new_ones(h, w), (radius,) * 4)
-            outside = torch.stack([inside[y : y + h, x : x + w] for y, x in _window(radius)]) == 0
-            far = torch.tensor([(y - radius) ** 2 + (x - radius) ** 2 for y, x in _window(radius)], device=keys.device)
-            logits = logits / self.log_temperature.exp() - (far / (2 * self.log_reach.exp() ** 2))[:, None, None]
-            logits = logits.masked_fill(outside, -math.inf)
+        inside = functional.pad(keys.new_ones(h, w), (radius,) * 4)
+        inside = torch.stack([inside[y : y + h, x : x + w] for y, x in _window(radius)])
+        logits = self.logits(logits.permute(0, 1, 3, 4, 2), inside.permute(1, 2, 0)).permute(0, 1, 4, 2, 3)
         return logits.reshape(b, -1, h, w).softmax(1)
+
+    def logits(self, products: Tensor, inside: Tensor) -> Tensor:
+        """Return what the softmax gets.
+
+        Parameters
+        ----------
+        products : Tensor of shape (..., window)
+            Of features.
+        inside : Tensor of shape (..., window)
+            0 where the place lies outside of its slice.
+
+        Returns
+        -------
+        Tensor of shape (..., window)
+        """
+        if self.config.is_published:
+            return products
+        radius = self.config.radius
+        window = _window(radius)
+        far = torch.tensor([(y - radius) ** 2 + (x - radius) ** 2 for y, x in window], device=products.device)
+        nearer = products / self.log_temperature.exp() - far / (2 * self.log_reach.exp() ** 2)
+        return nearer.masked_fill(inside == 0, -math.inf)
 
     def carry(self, weights: Tensor, values: Tensor) -> Tensor:
         """Return what slices take over from others.
@@ -206,7 +230,9 @@ def estimate_noise(image: Tensor) -> float:
     return max(1e-6, 1.4826 * float(laplacian.abs().median()) / math.sqrt(20))
 
 
-def reconstruction_loss(network: CorrespondenceNetwork, target: Tensor, sources: Tensor, seen: Tensor) -> Tensor:
+def reconstruction_loss(
+    network: CorrespondenceNetwork, target: Tensor, sources: Tensor, seen: Tensor, *, places: int = 0
+) -> Tensor:
     """Return how badly slices are put together from others: the loss of S4, smooth L1 of intensities.
 
     Parameters
@@ -219,6 +245,9 @@ def reconstruction_loss(network: CorrespondenceNetwork, target: Tensor, sources:
         From these.
     seen : Tensor of shape (b, 1 + n, c, h, w)
         What the network sees of target and sources: contrast changed, so that it has to compare structures.
+    places : int
+        How many features of each target are put together, drawn at random; 0 = all. The gradient of a window costs
+        as much as all else together, and places of one slice are much alike.
 
     Returns
     -------
@@ -227,8 +256,43 @@ def reconstruction_loss(network: CorrespondenceNetwork, target: Tensor, sources:
     """
     b, n = sources.shape[:2]
     features = network.features(seen.flatten(0, 1)).unflatten(0, (b, 1 + n))
-    made = network.carry(network.weights(features[:, 0], features[:, 1:]), sources)
-    return functional.smooth_l1_loss(made * _BYTES, target * _BYTES)
+    query, keys = features[:, 0], features[:, 1:]
+    if places:
+        made, wanted = _some_places(network, query, keys, sources, target, places)
+    else:
+        made, wanted = network.carry(network.weights(query, keys), sources), target
+    return functional.smooth_l1_loss(made * _BYTES, wanted * _BYTES)
+
+
+def _some_places(
+    network: CorrespondenceNetwork, query: Tensor, keys: Tensor, sources: Tensor, target: Tensor, places: int
+) -> tuple[Tensor, Tensor]:
+    """Return patches put together and true patches, (b, c * stride ** 2, places), at places drawn at random."""
+    b, n = keys.shape[:2]
+    h, w = query.shape[-2:]
+    radius, stride = network.config.radius, network.config.stride
+    chosen = torch.randint(h * w, (b, places), device=query.device)
+    y, x = chosen // w, chosen % w
+    window = torch.tensor(list(_window(radius)), device=query.device)
+    # rows and columns of the padded slices, (b, places, window)
+    around = (y[..., None] + window[:, 0]) * (w + 2 * radius) + x[..., None] + window[:, 1]
+
+    def gathered(planes: Tensor) -> Tensor:
+        """Return planes (b, n, c, h, w) around the places, (b, n, c, places, window)."""
+        flat = functional.pad(planes, (radius,) * 4).flatten(3)
+        index = around.flatten(1)[:, None, None].expand(b, n, planes.shape[2], -1)
+        found: Tensor = flat.gather(3, index).unflatten(3, (places, -1))
+        return found
+
+    here = query.flatten(2).gather(2, chosen[:, None].expand(b, query.shape[1], places))
+    logits = network.logits(
+        torch.einsum("bdp,bndpw->bnpw", here, gathered(keys)), gathered(torch.ones_like(keys[:, :, :1]))[:, :, 0]
+    )
+    share = logits.transpose(1, 2).flatten(2).softmax(2).unflatten(2, (n, -1))
+    patches = functional.pixel_unshuffle(sources.flatten(0, 1), stride).unflatten(0, (b, n))
+    made = torch.einsum("bpnw,bncpw->bcp", share, gathered(patches))
+    true = functional.pixel_unshuffle(target, stride).flatten(2)
+    return made, true.gather(2, chosen[:, None].expand(b, true.shape[1], places))
 
 
 def padded_to(x: Tensor, stride: int) -> Tensor:
@@ -302,14 +366,21 @@ class _ResNet(nn.Sequential):
 
 
 class _CompactEncoder(nn.Sequential):
-    """Four residual blocks that come down to the stride; instance norm, which one slice is enough for."""
+    """Two residual blocks behind a convolution that comes down to half the size at once, where the stride allows.
+
+    Nothing but the profile is computed at full size. Instance norm, for which one slice is enough.
+    """
 
     def __init__(self, planes: int, stride: int) -> None:
         first, second = {1: (1, 1), 2: (2, 1), 4: (2, 2)}[stride]
-        layers: list[nn.Module] = [nn.Conv2d(planes, 32, 3, 1, 1, bias=False), _norm(32), nn.ReLU(inplace=True)]
-        for before, after, step in ((32, 48, first), (48, 64, second), (64, 64, 1)):
-            layers.append(_Residual(before, after, step, _norm))  # type: ignore[arg-type]
-        super().__init__(*layers, nn.Conv2d(64, _FEATURES, 3, 1, 1))
+        super().__init__(
+            nn.Conv2d(planes, 32, 3, first, 1, bias=False),
+            _norm(32),
+            nn.ReLU(inplace=True),
+            _Residual(32, 48, second, _norm),  # type: ignore[arg-type]
+            _Residual(48, 64, 1, _norm),  # type: ignore[arg-type]
+            nn.Conv2d(64, _FEATURES, 1),
+        )
 
 
 def _norm(channels: int) -> nn.Module:

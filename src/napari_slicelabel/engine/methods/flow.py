@@ -1,8 +1,8 @@
 """Correspondence flow (S4): labels are carried from annotated slices along what the slices themselves look like.
 
 Preset ``sli2vol`` after Yeung et al., MICCAI 2021 (released code: pakheiyeung/Sli2Vol). Ours, preset ``default``: every
-annotated slice is an anchor, soft labels are carried from both sides with the anchor as permanent reference, and the two
-are weighed by distance.
+annotated slice is an anchor, soft labels are carried from both sides with the anchor as permanent reference, and the
+two are weighed by distance.
 """
 
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
@@ -10,7 +10,8 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from itertools import pairwise
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from napari_slicelabel.engine.fit import check_loss
 from napari_slicelabel.engine.interpolation import LABEL_RADIUS_PX, blend, class_distances
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.networks import NetworkConfig
+from napari_slicelabel.engine.pieces import Piece
 from napari_slicelabel.engine.planes import PlaneReader
 from napari_slicelabel.engine.predict import Band
 from napari_slicelabel.engine.work import Stack, Work
@@ -46,8 +48,7 @@ if TYPE_CHECKING:
 
 NAME = "flow"
 
-LEAST_FOR_CALIBRATION = 3
-"""Annotated slices of a piece that it takes to hold an inner one out."""
+T = TypeVar("T")
 
 _MOST_HELD_OUT = 4
 _METRIC_EVERY = 10
@@ -57,7 +58,7 @@ _OVERLAP_PX = 32
 _BAND_BYTES = 64 * 2**20
 _MEAN_SHARE = 1e-4
 # Of 1e6 pixels at stride 1 on two CPU cores: a training step, and a slice that is encoded and carried to.
-_TRAIN_S, _CARRY_S = 60.0, 25.0
+_TRAIN_S, _CARRY_S = 6.0, 4.0
 
 
 class FlowConfig(MethodConfig):
@@ -72,6 +73,7 @@ class FlowConfig(MethodConfig):
             "iterations": 400,
             "batch": 5,
             "crop_px": 256,
+            "places": 0,
             "gap_low": 2,
             "gap_high": 4,
             "learning_rate": 1e-4,
@@ -98,9 +100,16 @@ class FlowConfig(MethodConfig):
         6, ge=1, le=32, json_schema_extra={"step": 1}, description="How far a place is looked for, in features."
     )
     iterations: int = Field(
-        150, ge=0, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps on the unlabelled slices."
+        100, ge=0, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps on the unlabelled slices."
     )
     batch: int = Field(4, ge=1, le=512, json_schema_extra={"step": 1}, description="Pairs of crops per step.")
+    places: int = Field(
+        256,
+        ge=0,
+        le=65_536,
+        json_schema_extra={"step": 64},
+        description="Places of each crop that are put together in a step; 0: all of them.",
+    )
     crop_px: int = Field(
         96, ge=32, le=1024, multiple_of=16, json_schema_extra={"step": 16}, description="Largest crop to train on."
     )
@@ -172,10 +181,10 @@ def propagate(context: "RunContext", config: FlowConfig) -> Iterator[Event]:
     Notes
     -----
     The gaps between annotated slices are filled one after the other, the one in view first. From each end labels go
-    slice by slice: a slice takes them from the ones before it in its chain (``references``) and from the annotated slice
-    (``anchor``), by the affinity of their features in a window (S4). Unknown pixels of an annotated slice are a label of
-    their own, which is taken out at the end. In a gap with two ends the two results are added with the distances to the
-    other end as weights, and with ``shapes`` of what interpolation says.
+    slice by slice: a slice takes them from the ones before it in its chain (``references``) and from the annotated
+    slice (``anchor``), by the affinity of their features in a window (S4). Unknown pixels of an annotated slice are a
+    label of their own, which is taken out at the end. In a gap with two ends the two results are added with the
+    distances to the other end as weights, and with ``shapes`` of what interpolation says.
 
     Memory holds the features of a few slices, and one gap's labels from one side are on disk in the run's folder.
     """
@@ -186,13 +195,16 @@ def work(stacks: Sequence[Stack], classes: int, config: FlowConfig) -> Work:
     """Return how much `propagate` has to do."""
     pixels = max(stack.pixels for stack in stacks)
     stride = _stride(config, pixels)
+    around = [ends for stack in stacks for piece in stack.pieces for ends in _around_one(piece)]
+    held_out = _some(around) if config.calibrate == "auto" else []
+    judged = sum(upper - lower - 1 for lower, upper in held_out) * (2 if config.sides == "both" else 1)
     filled = sum(stack.slices for stack in stacks)
     crops = 2 * config.batch * min(config.crop_px**2, pixels)
     rate = 1.0 if config.encoder == "resnet" else 0.5 / stride
     return Work(
         rounds=0,
         steps=config.iterations,
-        predictions=filled,
+        predictions=filled + judged,
         step_s=crops / 1e6 * _TRAIN_S * rate,
         prediction_s=2 * pixels / 1e6 * _CARRY_S * rate / stride,
         memory_bytes=(300 + config.cache_mb) * 2**20 + _BAND_BYTES + 40 * classes * pixels,
@@ -204,7 +216,7 @@ def gaps(context: "RunContext", volume: str) -> tuple[Gap, ...]:
     found = []
     for piece in context.pieces(volume):
         ends: list[int | None] = [None, *piece.anchors, None]
-        for lower, upper in zip(ends, ends[1:], strict=False):
+        for lower, upper in pairwise(ends):
             first = piece.slices.start if lower is None else max(lower + 1, piece.slices.start)
             last = piece.slices.stop if upper is None else min(upper, piece.slices.stop)
             if first < last:
@@ -365,9 +377,9 @@ class Flow:
         self.network.train()
         for number in range(1, self.config.iterations + 1):
             target, source, seen = self._pairs(runs)
-            loss = reconstruction_loss(self.network, target, source, seen)
+            loss = reconstruction_loss(self.network, target, source, seen, places=self.config.places)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
             optimizer.step()
             yield Progress("learn what corresponds", number, self.config.iterations)
@@ -407,7 +419,7 @@ class Flow:
         size = [max(stride, min(config.crop_px, n) // stride * stride) for n in smallest]
         targets, sources = [], []
         for _ in range(config.batch):
-            run = runs[rng.integers(len(runs))]
+            run = runs[int(rng.integers(len(runs)))]
             gap = int(rng.integers(config.gap_low, min(config.gap_high, len(run) - 1) + 1))
             first = int(rng.integers(len(run) - gap))
             pair = [first, first + gap] if rng.random() < 0.5 else [first + gap, first]
@@ -432,14 +444,8 @@ class Flow:
 
     # -- carrying labels ----------------------------------------------------------------------------------------------
 
-    def _carried(
-        self, gap: Gap, without: frozenset[int] = frozenset()
-    ) -> Iterator[tuple[int, "NDArray[np.float32] | None"]]:
-        """Yield the class probabilities of the slices of a gap; None for one that is only on its way.
-
-        `without` are slices in the gap whose own labels are not to be looked at; they are held out.
-        """
-        del without
+    def _carried(self, gap: Gap) -> Iterator[tuple[int, "NDArray[np.float32] | None"]]:
+        """Yield the class probabilities of the slices of a gap; None for one that is only on its way."""
         lower, upper = gap.lower, gap.upper
         if lower is None or upper is None:
             start, indices = (upper, reversed(gap.slices)) if lower is None else (lower, iter(gap.slices))
@@ -449,11 +455,11 @@ class Flow:
             return
         if self.config.sides == "nearest":
             middle = (lower + upper) / 2
-            for start, indices in (
+            for end, near in (
                 (lower, [index for index in gap.slices if index <= middle]),
                 (upper, [index for index in reversed(gap.slices) if index > middle]),
             ):
-                for index, carried in self._chain(gap.volume, start, iter(indices)):
+                for index, carried in self._chain(gap.volume, end, iter(near)):
                     yield index, _without_unknown(carried)
             return
         shape = self.context.volume(gap.volume).plane_shape(self.context.axis)
@@ -500,7 +506,10 @@ class Flow:
     def _decided(self, carried: "NDArray[np.float32]") -> "NDArray[np.float32]":
         """Return probabilities that sum to 1, sharpened a little or down to decisions."""
         if self.config.masks == "hard":
-            return (np.arange(len(carried))[:, None, None] == carried.argmax(0)).astype(np.float32)
+            decided: NDArray[np.float32] = np.where(
+                np.arange(len(carried))[:, None, None] == carried.argmax(0), np.float32(1), np.float32(0)
+            )
+            return decided
         sharp = np.maximum(carried, 0) ** (1 / self.config.sharpen)
         shared: NDArray[np.float32] = (sharp / np.maximum(sharp.sum(0, keepdims=True), 1e-6)).astype(np.float32)
         return shared
@@ -523,7 +532,8 @@ class Flow:
         # a logit per pixel from the border
         logits = blend(distances[0], distances[1], share)
         powered = np.exp(logits - logits.max(0, keepdims=True))
-        return (1 - self.config.shapes) * mixed + self.config.shapes * powered / powered.sum(0, keepdims=True)
+        shared: NDArray[np.float32] = mixed + self.config.shapes * (powered / powered.sum(0, keepdims=True) - mixed)
+        return shared
 
     def _distances(self, slot: Slot) -> "NDArray[np.float32]":
         spacing = dict(zip(AXES, self.context.volume(slot.volume).voxel_size, strict=True))
@@ -532,7 +542,8 @@ class Flow:
         pixel = (height + width) / 2
         target = self._supervised(slot)[0]
         found = class_distances(target, self.context.class_ids, (height, width), radius=LABEL_RADIUS_PX * pixel)
-        return found / np.float32(pixel)
+        shared: NDArray[np.float32] = found / np.float32(pixel)
+        return shared
 
     # -- held-out slices ----------------------------------------------------------------------------------------------
 
@@ -540,13 +551,14 @@ class Flow:
         """Carry labels to annotated slices from those around them, and measure how sure one may be."""
         if self.config.calibrate == "off":
             return
-        inner = [
-            Gap(name, range(lower + 1, upper), lower, upper)
-            for name in self.context.volumes
-            for piece in self.context.pieces(name)
-            for lower, upper in zip(piece.anchors, piece.anchors[2:], strict=False)
-        ]
-        chosen = inner[:: max(1, -(-len(inner) // _MOST_HELD_OUT))]
+        chosen = _some(
+            [
+                Gap(name, range(lower + 1, upper), lower, upper)
+                for name in self.context.volumes
+                for piece in self.context.pieces(name)
+                for lower, upper in _around_one(piece)
+            ]
+        )
         found: list[HeldOut] = []
         for number, gap in enumerate(chosen, 1):
             held_out = next(i for i in self.context.annotated(gap.volume) if i in gap.slices)
@@ -693,6 +705,16 @@ def _encoded_in_tiles(network: CorrespondenceNetwork, plane: Tensor) -> Tensor:
         found = network.features(plane[None, :, above:below])[0]
         bands.append(found[:, (top - above) // stride : (bottom - above) // stride].half())
     return torch.cat(bands, 1)
+
+
+def _around_one(piece: Piece) -> list[tuple[int, int]]:
+    """Return the annotated slices on both sides of each that has some on both."""
+    return list(zip(piece.anchors, piece.anchors[2:], strict=False))
+
+
+def _some(items: Sequence[T]) -> Sequence[T]:
+    """Return as many items as are held out at most, evenly spread."""
+    return items[:: max(1, -(-len(items) // _MOST_HELD_OUT))]
 
 
 def _stride(config: FlowConfig, pixels: int) -> Literal[1, 2, 4]:
