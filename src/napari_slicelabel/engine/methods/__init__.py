@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from napari_slicelabel.engine.config import MethodConfig
-from napari_slicelabel.engine.methods import interpolate, self_label
+from napari_slicelabel.engine.methods import flow, interpolate, self_label
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +47,13 @@ _ALL = (
         config=interpolate.InterpolateConfig,
         propagate=interpolate.propagate,
         work=interpolate.work,
+    ),
+    Method(
+        name=flow.NAME,
+        title="Correspondence flow: carries labels along what slices look like; learns from the image alone",
+        config=flow.FlowConfig,
+        propagate=flow.propagate,
+        work=flow.work,
     ),
     Method(
         name=self_label.NAME,

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from napari_slicelabel.gui.state import Snapshot, Step
     from napari_slicelabel.gui.workspace import Workspace
 
-_NAMES = {"interpolate": "Interpolate shapes (seconds)", "self-label": "Self-label: learns (minutes)"}
+_NAMES = {
+    "interpolate": "Interpolate shapes (seconds)",
+    "flow": "Flow: carries labels along (a minute)",
+    "self-label": "Self-label: learns (minutes)",
+}
 _PREFERRED = "self-label"
 _STAGES = {
     "fit": "Learning from your slices",

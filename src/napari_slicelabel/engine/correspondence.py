@@ -1,0 +1,387 @@
+"""Correspondence between slices: which place of one slice a place of another one looks like (S4).
+
+After Sli2Vol (Yeung et al., MICCAI 2021; released code pakheiyeung/Sli2Vol) and Sli2Vol+ (An et al., 2025). A network
+turns slices into features; a place takes its label from the places around it in a labelled slice, weighted by how alike
+their features are. The network is trained without labels: with the right weights one slice can be put together from the
+intensities of another.
+"""
+
+# No `from __future__ import annotations`: pydantic reads the annotations when the class is made.
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from napari_slicelabel.engine.fit import autocast
+
+# Of 8-bit intensities, which the released code works on.
+_BYTES = 255.0
+_FEATURES = 64
+_DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
+_RADII = (1, 2, 3)
+
+
+class CorrespondenceConfig(BaseModel):
+    """What a `CorrespondenceNetwork` is made of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_channels: int = Field(1, ge=1)
+    encoder: Literal["compact", "resnet"] = "compact"
+    profile: Literal["edges", "gradients"] = "gradients"
+    stride: Literal[1, 2, 4] = Field(4, description="Pixels per feature along h and w.")
+    radius: int = Field(6, ge=1, le=32, description="How far a place is looked for, in features.")
+    noise: float = Field(0.005, gt=0, description="Standard deviation of the noise, in units of the intensity range.")
+
+    @property
+    def is_published(self) -> bool:
+        """Whether features are compared as in the released code: plain products, and zeros around the slice."""
+        return self.encoder == "resnet"
+
+
+class CorrespondenceNetwork(nn.Module):
+    """Features of slices, and what one slice says of another.
+
+    Parameters
+    ----------
+    config : CorrespondenceConfig
+        What it is made of.
+
+    Notes
+    -----
+    ``resnet`` is the network of the released code: residual blocks at stride 1, 64 features, products of features as
+    they come. ``compact`` works at `stride`, its features have length 1, products are divided by a learned
+    temperature, places outside of the slice weigh nothing, and far ones less than near ones (by a learned reach).
+    """
+
+    def __init__(self, config: CorrespondenceConfig) -> None:
+        super().__init__()
+        self.config = config
+        planes = _profile_planes(config)
+        self.encoder: nn.Module = (
+            _ResNet(planes) if config.encoder == "resnet" else _CompactEncoder(planes, config.stride)
+        )
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(0.07)))
+        self.log_reach = nn.Parameter(torch.tensor(math.log(config.radius / 2)))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the features of slices.
+
+        Parameters
+        ----------
+        x : Tensor of shape (b, c, h, w), float32
+            Intensities, 0 to 1 over the robust range of the volume; h and w multiples of the stride.
+
+        Returns
+        -------
+        Tensor of shape (b, 64, h / stride, w / stride), float32
+        """
+        if self.config.profile == "edges":
+            seen = edge_profile(x * _BYTES)
+        else:
+            seen = torch.cat([gradient_profile(x, self.config.noise), 4 * x - 2], 1)
+        with autocast(x.device):
+            found: Tensor = self.encoder(seen)
+        found = found.float()
+        return found if self.config.is_published else functional.normalize(found, dim=1)
+
+    def weights(self, query: Tensor, keys: Tensor) -> Tensor:
+        """Return how much each place around a place of other slices says about it.
+
+        Parameters
+        ----------
+        query : Tensor of shape (b, d, h, w)
+            Features of the slices that want labels.
+        keys : Tensor of shape (b, n, d, h, w)
+            Features of n other slices for each.
+
+        Returns
+        -------
+        Tensor of shape (b, n * (2 * radius + 1) ** 2, h, w)
+            They sum to 1 over the second axis; S4, local affinity.
+        """
+        b = len(keys)
+        h, w = keys.shape[-2:]
+        radius = self.config.radius
+        padded = functional.pad(keys, (radius,) * 4)
+        logits = torch.stack(
+            [(query[:, None] * padded[..., y : y + h, x : x + w]).sum(2) for y, x in _window(radius)], 2
+        )
+        inside = functional.pad(keys.new_ones(h, w), (radius,) * 4)
+        inside = torch.stack([inside[y : y + h, x : x + w] for y, x in _window(radius)])
+        logits = self.logits(logits.permute(0, 1, 3, 4, 2), inside.permute(1, 2, 0)).permute(0, 1, 4, 2, 3)
+        return logits.reshape(b, -1, h, w).softmax(1)
+
+    def logits(self, products: Tensor, inside: Tensor) -> Tensor:
+        """Return what the softmax gets.
+
+        Parameters
+        ----------
+        products : Tensor of shape (..., window)
+            Of features.
+        inside : Tensor of shape (..., window)
+            0 where the place lies outside of its slice.
+
+        Returns
+        -------
+        Tensor of shape (..., window)
+        """
+        if self.config.is_published:
+            return products
+        radius = self.config.radius
+        window = _window(radius)
+        far = torch.tensor([(y - radius) ** 2 + (x - radius) ** 2 for y, x in window], device=products.device)
+        nearer = products / self.log_temperature.exp() - far / (2 * self.log_reach.exp() ** 2)
+        return nearer.masked_fill(inside == 0, -math.inf)
+
+    def carry(self, weights: Tensor, values: Tensor) -> Tensor:
+        """Return what slices take over from others.
+
+        Parameters
+        ----------
+        weights : Tensor of shape (b, n * (2 * radius + 1) ** 2, h, w)
+            From `weights`.
+        values : Tensor of shape (b, n, c, h * stride, w * stride)
+            Intensities or class probabilities of the others.
+
+        Returns
+        -------
+        Tensor of shape (b, c, h * stride, w * stride)
+            Whole patches of ``stride`` times ``stride`` pixels are taken over, so that what is finer than a feature
+            stays.
+        """
+        b, n, c = values.shape[:3]
+        radius, stride = self.config.radius, self.config.stride
+        h, w = weights.shape[-2:]
+        patches = functional.pixel_unshuffle(values.flatten(0, 1), stride)
+        padded = functional.pad(patches, (radius,) * 4).unflatten(0, (b, n))
+        shares = weights.reshape(b, n, -1, h, w)
+        total = values.new_zeros(b, c * stride**2, h, w)
+        for number, (y, x) in enumerate(_window(radius)):
+            # one offset at a time: all windows at once would take (2 * radius + 1) ** 2 times the memory
+            total = total + (shares[:, :, number, None] * padded[..., y : y + h, x : x + w]).sum(1)
+        return functional.pixel_shuffle(total, stride)
+
+
+def edge_profile(images: Tensor, radius: int = 3) -> Tensor:
+    """Return how every pixel differs from those around it (Sli2Vol, section 2.1).
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, c, h, w)
+        Channels are added up.
+    radius : int
+        Of the window, in pixels.
+
+    Returns
+    -------
+    Tensor of shape (b, (2 * radius + 1) ** 2 - 1, h, w)
+        A softmax over the differences to the pixels of the window.
+    """
+    grey = images.sum(1, keepdim=True)
+    h, w = grey.shape[-2:]
+    padded = functional.pad(grey, (radius,) * 4, mode="replicate")
+    around = [padded[..., y : y + h, x : x + w] for y, x in _window(radius) if (y, x) != (radius, radius)]
+    return (grey - torch.cat(around, 1)).softmax(1)
+
+
+def gradient_profile(images: Tensor, noise: float) -> Tensor:
+    """Return second differences in four directions at three scales (Sli2Vol+, gradient-enhanced image generator).
+
+    Parameters
+    ----------
+    images : Tensor of shape (b, c, h, w)
+        Channels are averaged.
+    noise : float
+        Standard deviation of the noise, in the units of `images`.
+
+    Returns
+    -------
+    Tensor of shape (b, 12, h, w)
+        A softmax over directions and scales, times their number, minus 1. The paper gives neither the directions nor
+        the scales. Opposite directions are the same for second differences, so there are four; differences are taken
+        after smoothing, without which they carry more noise than first ones, and divided by four times the noise,
+        without which the softmax is either flat or picks one channel.
+    """
+    grey = images.mean(1, keepdim=True)
+    h, w = grey.shape[-2:]
+    found = []
+    for radius in _RADII:
+        smooth = _smoothed(grey, 0.5 * radius)
+        padded = functional.pad(smooth, (radius,) * 4, mode="replicate")
+        for dy, dx in _DIRECTIONS:
+            y, x = dy * radius, dx * radius
+            one = padded[..., radius + y : radius + y + h, radius + x : radius + x + w]
+            other = padded[..., radius - y : radius - y + h, radius - x : radius - x + w]
+            found.append(one + other - 2 * smooth)
+    scaled = torch.cat(found, 1) / max(4 * noise, 0.02)
+    return scaled.softmax(1) * len(found) - 1
+
+
+def estimate_noise(image: Tensor) -> float:
+    """Return the standard deviation of the noise of slices (..., h, w), robustly: from the spread of the Laplacian."""
+    middle = image[..., 1:-1, 1:-1]
+    laplacian = image[..., :-2, 1:-1] + image[..., 2:, 1:-1] + image[..., 1:-1, :-2] + image[..., 1:-1, 2:] - 4 * middle
+    # of white noise the Laplacian has the variance 1 + 1 + 1 + 1 + 16
+    return max(1e-6, 1.4826 * float(laplacian.abs().median()) / math.sqrt(20))
+
+
+def reconstruction_loss(
+    network: CorrespondenceNetwork, target: Tensor, sources: Tensor, seen: Tensor, *, places: int = 0
+) -> Tensor:
+    """Return how badly slices are put together from others: the loss of S4, smooth L1 of intensities.
+
+    Parameters
+    ----------
+    network : CorrespondenceNetwork
+        Trained by it.
+    target : Tensor of shape (b, c, h, w)
+        Slices to put together.
+    sources : Tensor of shape (b, n, c, h, w)
+        From these.
+    seen : Tensor of shape (b, 1 + n, c, h, w)
+        What the network sees of target and sources: contrast changed, so that it has to compare structures.
+    places : int
+        How many features of each target are put together, drawn at random; 0 = all. The gradient of a window costs
+        as much as all else together, and places of one slice are much alike.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
+    """
+    b, n = sources.shape[:2]
+    features = network.features(seen.flatten(0, 1)).unflatten(0, (b, 1 + n))
+    query, keys = features[:, 0], features[:, 1:]
+    if places:
+        made, wanted = _some_places(network, query, keys, sources, target, places)
+    else:
+        made, wanted = network.carry(network.weights(query, keys), sources), target
+    return functional.smooth_l1_loss(made * _BYTES, wanted * _BYTES)
+
+
+def _some_places(
+    network: CorrespondenceNetwork, query: Tensor, keys: Tensor, sources: Tensor, target: Tensor, places: int
+) -> tuple[Tensor, Tensor]:
+    """Return patches put together and true patches, (b, c * stride ** 2, places), at places drawn at random."""
+    b, n = keys.shape[:2]
+    h, w = query.shape[-2:]
+    radius, stride = network.config.radius, network.config.stride
+    chosen = torch.randint(h * w, (b, places), device=query.device)
+    y, x = chosen // w, chosen % w
+    window = torch.tensor(list(_window(radius)), device=query.device)
+    # rows and columns of the padded slices, (b, places, window)
+    around = (y[..., None] + window[:, 0]) * (w + 2 * radius) + x[..., None] + window[:, 1]
+
+    def gathered(planes: Tensor) -> Tensor:
+        """Return planes (b, n, c, h, w) around the places, (b, n, c, places, window)."""
+        flat = functional.pad(planes, (radius,) * 4).flatten(3)
+        index = around.flatten(1)[:, None, None].expand(b, n, planes.shape[2], -1)
+        found: Tensor = flat.gather(3, index).unflatten(3, (places, -1))
+        return found
+
+    here = query.flatten(2).gather(2, chosen[:, None].expand(b, query.shape[1], places))
+    logits = network.logits(
+        torch.einsum("bdp,bndpw->bnpw", here, gathered(keys)), gathered(torch.ones_like(keys[:, :, :1]))[:, :, 0]
+    )
+    share = logits.transpose(1, 2).flatten(2).softmax(2).unflatten(2, (n, -1))
+    patches = functional.pixel_unshuffle(sources.flatten(0, 1), stride).unflatten(0, (b, n))
+    made = torch.einsum("bpnw,bncpw->bcp", share, gathered(patches))
+    true = functional.pixel_unshuffle(target, stride).flatten(2)
+    return made, true.gather(2, chosen[:, None].expand(b, true.shape[1], places))
+
+
+def padded_to(x: Tensor, stride: int) -> Tensor:
+    """Return slices (..., h, w) with rows and columns repeated at the end up to multiples of `stride`."""
+    h, w = x.shape[-2:]
+    more = (-h % stride, -w % stride)
+    flat = x.reshape(-1, 1, h, w)
+    grown = functional.pad(flat, (0, more[1], 0, more[0]), mode="replicate")
+    return grown.reshape(*x.shape[:-2], h + more[0], w + more[1])
+
+
+def _profile_planes(config: CorrespondenceConfig) -> int:
+    if config.profile == "edges":
+        return 48
+    return len(_DIRECTIONS) * len(_RADII) + config.image_channels
+
+
+def _window(radius: int) -> Iterator[tuple[int, int]]:
+    size = 2 * radius + 1
+    return ((y, x) for y in range(size) for x in range(size))
+
+
+def _smoothed(grey: Tensor, sigma: float) -> Tensor:
+    reach = math.ceil(3 * sigma)
+    places = torch.arange(-reach, reach + 1, device=grey.device, dtype=grey.dtype)
+    kernel = torch.exp(-(places**2) / (2 * sigma**2))
+    kernel = kernel / kernel.sum()
+    padded = functional.pad(grey, (reach,) * 4, mode="replicate")
+    rows = functional.conv2d(padded, kernel[None, None, :, None])
+    return functional.conv2d(rows, kernel[None, None, None, :])
+
+
+class _Residual(nn.Module):
+    """Two 3x3 convolutions beside a short cut, with a normalisation of choice."""
+
+    def __init__(self, before: int, after: int, stride: int, norm: type[nn.Module]) -> None:
+        super().__init__()
+        self.long = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride, 1, bias=False),
+            norm(after),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(after, after, 3, 1, 1, bias=False),
+            norm(after),
+        )
+        same = stride == 1 and before == after
+        self.short = (
+            nn.Identity() if same else nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), norm(after))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.relu(self.long(x) + self.short(x))
+
+
+class _ResNet(nn.Sequential):
+    """The encoder of the released code: ResNet-18 with 16 to 128 channels, all at stride 1; 0.8 million parameters."""
+
+    def __init__(self, planes: int) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(planes, 16, 7, 1, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+        before = 16
+        for after in (16, 32, 64, 128):
+            layers += [_Residual(before, after, 1, nn.BatchNorm2d), _Residual(after, after, 1, nn.BatchNorm2d)]
+            before = after
+        super().__init__(*layers, nn.Conv2d(128, _FEATURES, 3, 1, 1))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.xavier_normal_(module.weight)
+                if module.bias is not None:
+                    nn.init.normal_(module.bias)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1, 0.02)
+
+
+class _CompactEncoder(nn.Sequential):
+    """Two residual blocks behind a convolution that comes down to half the size at once, where the stride allows.
+
+    Nothing but the profile is computed at full size. Instance norm, for which one slice is enough.
+    """
+
+    def __init__(self, planes: int, stride: int) -> None:
+        first, second = {1: (1, 1), 2: (2, 1), 4: (2, 2)}[stride]
+        super().__init__(
+            nn.Conv2d(planes, 32, 3, first, 1, bias=False),
+            _norm(32),
+            nn.ReLU(inplace=True),
+            _Residual(32, 48, second, _norm),  # type: ignore[arg-type]
+            _Residual(48, 64, 1, _norm),  # type: ignore[arg-type]
+            nn.Conv2d(64, _FEATURES, 1),
+        )
+
+
+def _norm(channels: int) -> nn.Module:
+    return nn.InstanceNorm2d(channels, affine=True)

@@ -1,0 +1,723 @@
+"""Correspondence flow (S4): labels are carried from annotated slices along what the slices themselves look like.
+
+Preset ``sli2vol`` after Yeung et al., MICCAI 2021 (released code: pakheiyeung/Sli2Vol). Ours, preset ``default``: every
+annotated slice is an anchor, soft labels are carried from both sides with the anchor as permanent reference, and the
+two are weighed by distance.
+"""
+
+# No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
+import math
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from pydantic import Field, JsonValue
+from scipy.ndimage import binary_closing, binary_dilation, binary_fill_holes
+from torch import Tensor
+
+from napari_slicelabel.data.boxes import AXES, SliceRef
+from napari_slicelabel.engine.confidence import Calibration, HeldOut, calibrate, label, true_dice
+from napari_slicelabel.engine.config import MethodConfig
+from napari_slicelabel.engine.context import Slot
+from napari_slicelabel.engine.correspondence import (
+    CorrespondenceConfig,
+    CorrespondenceNetwork,
+    estimate_noise,
+    padded_to,
+    reconstruction_loss,
+)
+from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
+from napari_slicelabel.engine.fit import check_loss
+from napari_slicelabel.engine.interpolation import LABEL_RADIUS_PX, blend, class_distances
+from napari_slicelabel.engine.losses import IGNORE
+from napari_slicelabel.engine.networks import NetworkConfig
+from napari_slicelabel.engine.pieces import Piece
+from napari_slicelabel.engine.planes import PlaneReader
+from napari_slicelabel.engine.predict import Band
+from napari_slicelabel.engine.work import Stack, Work
+from napari_slicelabel.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from napari_slicelabel.engine.context import RunContext
+
+NAME = "flow"
+
+T = TypeVar("T")
+
+_MOST_HELD_OUT = 4
+_METRIC_EVERY = 10
+_RUNS = 24
+_TILE_PX = 1024
+_OVERLAP_PX = 32
+_BAND_BYTES = 64 * 2**20
+_MEAN_SHARE = 1e-4
+# Of 1e6 pixels at stride 1 on two CPU cores: a training step, and a slice that is encoded and carried to.
+_TRAIN_S, _CARRY_S = 6.0, 4.0
+
+
+class FlowConfig(MethodConfig):
+    """Parameters of `propagate`."""
+
+    PRESETS: ClassVar = {
+        "default": {},
+        "sli2vol": {
+            "encoder": "resnet",
+            "profile": "edges",
+            "stride": "1",
+            "iterations": 400,
+            "batch": 5,
+            "crop_px": 256,
+            "places": 0,
+            "gap_low": 2,
+            "gap_high": 4,
+            "learning_rate": 1e-4,
+            "contrast": "off",
+            "masks": "hard",
+            "sides": "nearest",
+            "references": 1,
+            "anchor": "off",
+            "shapes": 0.0,
+            "verify": "on",
+            "calibrate": "off",
+        },
+    }
+    SIMPLE: ClassVar = ("iterations", "axis", "range", "device")
+
+    encoder: Literal["compact", "resnet"] = Field("compact", description="resnet is that of the paper, at full size.")
+    profile: Literal["gradients", "edges"] = Field(
+        "gradients", description="What the network sees: second differences and intensity, or the edges of the paper."
+    )
+    stride: Literal["auto", "1", "2", "4"] = Field(
+        "auto", description="Pixels per feature; auto: 2, or 4 for slices of more than 320 x 320 pixels."
+    )
+    radius: int = Field(
+        6, ge=1, le=32, json_schema_extra={"step": 1}, description="How far a place is looked for, in features."
+    )
+    iterations: int = Field(
+        100, ge=0, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps on the unlabelled slices."
+    )
+    batch: int = Field(4, ge=1, le=512, json_schema_extra={"step": 1}, description="Pairs of crops per step.")
+    places: int = Field(
+        256,
+        ge=0,
+        le=65_536,
+        json_schema_extra={"step": 64},
+        description="Places of each crop that are put together in a step; 0: all of them.",
+    )
+    crop_px: int = Field(
+        96, ge=32, le=1024, multiple_of=16, json_schema_extra={"step": 16}, description="Largest crop to train on."
+    )
+    gap_low: int = Field(
+        1, ge=1, le=64, json_schema_extra={"step": 1}, description="Least distance of slices to train on, in slices."
+    )
+    gap_high: int = Field(4, ge=1, le=64, json_schema_extra={"step": 1}, description="And the largest.")
+    learning_rate: float = Field(
+        1e-3, ge=1e-6, le=1.0, json_schema_extra={"step": 1e-6}, description="Of Adam, constant."
+    )
+    contrast: Literal["on", "off"] = Field("on", description="Vary the contrast of what the network is trained on.")
+    references: int = Field(
+        1, ge=0, le=8, json_schema_extra={"step": 1}, description="Labelled neighbours that a slice takes labels from."
+    )
+    anchor: Literal["on", "off"] = Field(
+        "on", description="Whether a slice also takes labels from the annotated slice itself."
+    )
+    masks: Literal["soft", "hard"] = Field("soft", description="Whether probabilities are carried, or decisions.")
+    sharpen: float = Field(
+        0.8, ge=0.1, le=1.0, json_schema_extra={"step": 0.05}, description="Temperature of soft labels at every slice."
+    )
+    sides: Literal["both", "nearest"] = Field(
+        "both", description="Whether labels come from the annotated slices on both sides, or from the nearer one."
+    )
+    shapes: float = Field(
+        0.3, ge=0.0, le=1.0, json_schema_extra={"step": 0.05}, description="Share of interpolated shapes in the result."
+    )
+    verify: Literal["on", "off"] = Field(
+        "off",
+        description="The paper's check: a pixel keeps its label where its intensity is that of the object before.",
+    )
+    calibrate: Literal["auto", "off"] = Field(
+        "auto", description="Calibrate confidence on annotated slices that are held out, where there are at least 3."
+    )
+    cache_mb: int = Field(
+        512, ge=16, le=1_000_000, json_schema_extra={"step": 16}, description="Memory for features, in MiB."
+    )
+
+
+class Gap(NamedTuple):
+    """Slices to fill, and the annotated slices at their ends; None where the stack, or its piece, ends."""
+
+    volume: str
+    slices: range
+    lower: int | None
+    upper: int | None
+
+
+def propagate(context: "RunContext", config: FlowConfig) -> Iterator[Event]:
+    """Learn from the image alone how slices correspond, then carry the labels of the annotated slices along.
+
+    Parameters
+    ----------
+    context : RunContext
+        The run.
+    config : FlowConfig
+        The parameters.
+
+    Yields
+    ------
+    Event
+        `Progress` and `Metric` ("loss") while training, `Progress` while labels are carried, a `SliceDone` per slice.
+
+    Raises
+    ------
+    InputError
+        A volume has no annotated slice, none has a class in it, or images differ in channels.
+
+    Notes
+    -----
+    The gaps between annotated slices are filled one after the other, the one in view first. From each end labels go
+    slice by slice: a slice takes them from the ones before it in its chain (``references``) and from the annotated
+    slice (``anchor``), by the affinity of their features in a window (S4). Unknown pixels of an annotated slice are a
+    label of their own, which is taken out at the end. In a gap with two ends the two results are added with the
+    distances to the other end as weights, and with ``shapes`` of what interpolation says.
+
+    Memory holds the features of a few slices, and one gap's labels from one side are on disk in the run's folder.
+    """
+    yield from Flow(context, config).run()
+
+
+def work(stacks: Sequence[Stack], classes: int, config: FlowConfig) -> Work:
+    """Return how much `propagate` has to do."""
+    pixels = max(stack.pixels for stack in stacks)
+    stride = _stride(config, pixels)
+    around = [ends for stack in stacks for piece in stack.pieces for ends in _around_one(piece)]
+    held_out = _some(around) if config.calibrate == "auto" else []
+    judged = sum(upper - lower - 1 for lower, upper in held_out) * (2 if config.sides == "both" else 1)
+    filled = sum(stack.slices for stack in stacks)
+    crops = 2 * config.batch * min(config.crop_px**2, pixels)
+    rate = 1.0 if config.encoder == "resnet" else 0.5 / stride
+    return Work(
+        rounds=0,
+        steps=config.iterations,
+        predictions=filled + judged,
+        step_s=crops / 1e6 * _TRAIN_S * rate,
+        prediction_s=2 * pixels / 1e6 * _CARRY_S * rate / stride,
+        memory_bytes=(300 + config.cache_mb) * 2**20 + _BAND_BYTES + 40 * classes * pixels,
+    )
+
+
+def gaps(context: "RunContext", volume: str) -> tuple[Gap, ...]:
+    """Return the slices between annotated ones, and those beyond the first and the last of a piece."""
+    found = []
+    for piece in context.pieces(volume):
+        ends: list[int | None] = [None, *piece.anchors, None]
+        for lower, upper in pairwise(ends):
+            first = piece.slices.start if lower is None else max(lower + 1, piece.slices.start)
+            last = piece.slices.stop if upper is None else min(upper, piece.slices.stop)
+            if first < last:
+                found.append(Gap(volume, range(first, last), lower, upper))
+    return tuple(found)
+
+
+@dataclass
+class Flow:
+    """One run of the method."""
+
+    context: "RunContext"
+    config: FlowConfig
+    network: CorrespondenceNetwork = field(init=False)
+    calibration: Calibration = field(init=False, default_factory=Calibration)
+
+    def __post_init__(self) -> None:
+        context = self.context
+        for name in context.volumes:
+            if not context.annotated(name):
+                raise InputError(
+                    f"volume {name} has no annotated slice along {context.axis} to carry labels from; paint one, or"
+                    " leave the volume out with volumes=..."
+                )
+        if not context.class_ids:
+            raise InputError("no class is painted anywhere, only background; paint the objects of at least one slice")
+        channels = {context.volume(name).channels for name in context.volumes}
+        if len(channels) > 1:
+            raise InputError(f"the volumes have {sorted(channels)} channels; one network needs the same number in all")
+        self._channel = np.full(256, IGNORE, np.uint8)
+        self._channel[[0, *context.class_ids]] = np.arange(1 + len(context.class_ids))
+        self._values = np.array([0, *context.class_ids], np.uint8)
+        self._plain = NetworkConfig(image_channels=channels.pop(), in_slices=1, classes=context.class_ids)
+        self._features: OrderedDict[Slot, Tensor] = OrderedDict()
+        self._usual_area = self._measure_usual_area()
+        pixels = max(math.prod(context.volume(name).plane_shape(context.axis)) for name in context.volumes)
+        first = Slot(context.volumes[0], context.annotated(context.volumes[0])[0])
+        torch.manual_seed(self.config.seed)
+        self.network = CorrespondenceNetwork(
+            CorrespondenceConfig(
+                image_channels=self._plain.image_channels,
+                encoder=self.config.encoder,
+                profile=self.config.profile,
+                stride=_stride(self.config, pixels),
+                radius=self.config.radius,
+                noise=estimate_noise(self._plane(first)[0]),
+            )
+        ).to(context.device)
+
+    # -- the stages ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> Iterator[Event]:
+        """Go through the stages; see `propagate`."""
+        tensors, extra = self.context.load_state() or ({}, {})
+        digest = self.context.annotation_digest()
+        if extra:
+            self.network.load_state_dict(tensors)
+        else:
+            yield from self._learn()
+            if self.context.stop():
+                return
+        self.network.eval()
+        fresh = extra.get("annotation") != digest
+        if fresh:
+            yield from self._calibrate()
+            if self.context.stop():
+                return
+            self.context.save_state(
+                self.network.state_dict(), {"annotation": digest, "calibration": asdict(self.calibration)}
+            )
+        else:
+            self.calibration = Calibration(**extra["calibration"])  # type: ignore[arg-type]
+        yield from self._fill(frozenset() if fresh else self._done())
+        self._save_model()
+
+    def _done(self) -> frozenset[Slot]:
+        return frozenset(Slot(name, index) for name in self.context.volumes for index in self.context.done(name))
+
+    def _fill(self, done: frozenset[Slot]) -> Iterator[Event]:
+        for name in self.context.volumes:
+            for index in self.context.annotated(name):
+                if Slot(name, index) not in done:
+                    yield self._write(Slot(name, index), self._known(Slot(name, index)))
+                    if self.context.stop():
+                        return
+        todo = {
+            Slot(gap.volume, index): gap
+            for name in self.context.volumes
+            for gap in gaps(self.context, name)
+            for index in gap.slices
+            if Slot(name, index) not in done
+        }
+        filled: set[Gap] = set()
+        # the first slice of a gap that is asked for brings the whole gap: its labels come in a chain
+        for slot in self.context.in_view_first(todo):
+            if todo[slot] in filled:
+                continue
+            filled.add(todo[slot])
+            yield from self._fill_gap(todo[slot], done)
+            if self.context.stop():
+                return
+
+    def _fill_gap(self, gap: Gap, done: frozenset[Slot]) -> Iterator[Event]:
+        for index, probability in self._carried(gap):
+            if probability is None:
+                yield Progress("carry", index - gap.slices.start + 1, len(gap.slices), self._name(gap, index))
+            elif Slot(gap.volume, index) not in done:
+                yield self._write(Slot(gap.volume, index), probability)
+            if self.context.stop():
+                return
+
+    def _name(self, gap: Gap, index: int) -> str:
+        return f"{gap.volume} {self.context.axis}{index}"
+
+    def _write(self, slot: Slot, probability: "NDArray[np.float32]") -> SliceDone:
+        distance = self._distance(slot)
+        shape = probability.shape[1:]
+        temperature = self.calibration.temperature_at(distance)
+        found = label(
+            [Band(slice(0, shape[0]), probability)],
+            (shape[0], shape[1]),
+            len(self._values) - 1,
+            temperature,
+            self._usual_area,
+        )
+        return self.context.write_slice(
+            slot.volume,
+            slot.index,
+            self._values[found.channels],
+            np.rint(found.confidence * 255).astype(np.uint8),
+            provenance=NAME,
+            score=self.calibration.corrected(found.expected, distance),
+        )
+
+    def _distance(self, slot: Slot) -> int:
+        piece = self.context.piece(slot.volume, slot.index)
+        assert piece is not None, "volumes without annotated slices were refused"
+        return piece.distance(slot.index)
+
+    def _save_model(self) -> None:
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        description: dict[str, JsonValue] = {
+            "correspondence": self.network.config.model_dump(mode="json"),
+            "axis": self.context.axis,
+            "method": NAME,
+        }
+        self.context.save_model(weights, description)
+
+    # -- learning from the image --------------------------------------------------------------------------------------
+
+    def _learn(self) -> Iterator[Event]:
+        if not self.config.iterations:
+            return
+        runs = self._runs()
+        if not runs:
+            return
+        optimizer = torch.optim.Adam(self.network.parameters(), self.config.learning_rate)
+        self.network.train()
+        for number in range(1, self.config.iterations + 1):
+            target, source, seen = self._pairs(runs)
+            loss = reconstruction_loss(self.network, target, source, seen, places=self.config.places)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            optimizer.step()
+            yield Progress("learn what corresponds", number, self.config.iterations)
+            if number % _METRIC_EVERY == 0 or number == self.config.iterations:
+                yield Metric("loss", check_loss(float(loss.detach())), number)
+            if self.context.stop():
+                return
+
+    def _runs(self) -> list[Tensor]:
+        """Return some runs of consecutive slices, (n, c, h, w), as many as a fixed memory holds."""
+        context, rng = self.context, self.context.rng
+        length = 1 + self.config.gap_high
+        starts = [
+            (name, start, min(start + length, piece.slices.stop))
+            for name in context.volumes
+            for piece in context.pieces(name)
+            for start in range(piece.slices.start, max(piece.slices.start + 1, piece.slices.stop - length + 1))
+        ]
+        budget = self.config.cache_mb * 2**20
+        runs = []
+        for number in rng.permutation(len(starts)):
+            name, start, stop = starts[number]
+            if stop - start <= self.config.gap_low:
+                continue
+            run = torch.stack([self._plane(Slot(name, index)) for index in range(start, stop)])
+            budget -= run.nbytes
+            runs.append(run)
+            if budget < run.nbytes or len(runs) == _RUNS:
+                break
+        return runs
+
+    def _pairs(self, runs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return crops to put together, crops to do so from, and both as the network sees them."""
+        rng, config = self.context.rng, self.config
+        stride = self.network.config.stride
+        smallest = [min(run.shape[axis] for run in runs) for axis in (-2, -1)]
+        size = [max(stride, min(config.crop_px, n) // stride * stride) for n in smallest]
+        targets, sources = [], []
+        for _ in range(config.batch):
+            run = runs[int(rng.integers(len(runs)))]
+            gap = int(rng.integers(config.gap_low, min(config.gap_high, len(run) - 1) + 1))
+            first = int(rng.integers(len(run) - gap))
+            pair = [first, first + gap] if rng.random() < 0.5 else [first + gap, first]
+            y, x = (int(rng.integers(run.shape[axis] - n + 1)) for axis, n in zip((-2, -1), size, strict=True))
+            crops = run[pair, :, y : y + size[0], x : x + size[1]]
+            turns, mirrored = int(rng.integers(4)) if size[0] == size[1] else 0, bool(rng.integers(2))
+            crops = torch.rot90(crops.flip(-1) if mirrored else crops, turns, (-2, -1))
+            targets.append(crops[0])
+            sources.append(crops[1])
+        target, source = (padded_to(torch.stack(crops), stride) for crops in (targets, sources))
+        both = torch.stack([target, source], 1)
+        if config.contrast == "on":
+            gamma, gain = (
+                torch.from_numpy(rng.uniform(low, high, (config.batch, 2, 1, 1, 1)).astype(np.float32))
+                for low, high in ((0.7, 1.4), (0.8, 1.2))
+            )
+            both_seen = gain * both.clamp_min(1e-3) ** gamma
+        else:
+            both_seen = both
+        device = self.context.device
+        return target.to(device), source[:, None].to(device), both_seen.to(device)
+
+    # -- carrying labels ----------------------------------------------------------------------------------------------
+
+    def _carried(self, gap: Gap) -> Iterator[tuple[int, "NDArray[np.float32] | None"]]:
+        """Yield the class probabilities of the slices of a gap; None for one that is only on its way."""
+        lower, upper = gap.lower, gap.upper
+        if lower is None or upper is None:
+            start, indices = (upper, reversed(gap.slices)) if lower is None else (lower, iter(gap.slices))
+            assert start is not None
+            for index, carried in self._chain(gap.volume, start, indices):
+                yield index, _without_unknown(carried)
+            return
+        if self.config.sides == "nearest":
+            middle = (lower + upper) / 2
+            for end, near in (
+                (lower, [index for index in gap.slices if index <= middle]),
+                (upper, [index for index in reversed(gap.slices) if index > middle]),
+            ):
+                for index, carried in self._chain(gap.volume, end, iter(near)):
+                    yield index, _without_unknown(carried)
+            return
+        shape = self.context.volume(gap.volume).plane_shape(self.context.axis)
+        path = self.context.folder / f".flow.{gap.volume}.part.bin"
+        # one gap's labels from one side: on disk, so that a gap may be as long as it likes
+        kept = np.memmap(path, np.uint8, "w+", shape=(len(gap.slices), 1 + len(self._values), *shape))
+        try:
+            for index, carried in self._chain(gap.volume, lower, iter(gap.slices)):
+                kept[index - gap.slices.start] = np.rint(carried * 255)
+                yield index, None
+            for index, carried in self._chain(gap.volume, upper, reversed(gap.slices)):
+                from_lower = kept[index - gap.slices.start].astype(np.float32) / 255
+                share = (index - lower) / (upper - lower)
+                mixed = _without_unknown((1 - share) * from_lower + share * carried)
+                yield index, self._with_shapes(mixed, gap.volume, lower, upper, share)
+        finally:
+            del kept
+            path.unlink(missing_ok=True)
+
+    def _chain(self, volume: str, start: int, indices: Iterator[int]) -> Iterator[tuple[int, "NDArray[np.float32]"]]:
+        """Yield, slice by slice away from an annotated one, probabilities (classes + unknown, h, w)."""
+        device, stride = self.context.device, self.network.config.stride
+        anchor = Slot(volume, start)
+        painted = self._with_unknown(anchor)
+        h, w = painted.shape[1:]
+        first = padded_to(torch.from_numpy(painted).to(device), stride)
+        recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=max(1, self.config.references))
+        recent.append((self._encoded(anchor), first))
+        permanent = [(self._encoded(anchor), first)] if self.config.anchor == "on" else []
+        before, mask = anchor, painted[:-1].argmax(0)
+        for index in indices:
+            slot = Slot(volume, index)
+            memory = [*permanent, *(recent if self.config.references else ())] or list(recent)
+            with torch.inference_mode():
+                carried = _taken(self.network, self._encoded(slot), memory)
+            found = carried[:, :h, :w].cpu().numpy()
+            found = self._decided(found)
+            if self.config.verify == "on":
+                found, mask = self._verified(found, slot, before, mask)
+                before = slot
+            recent.append((self._encoded(slot), padded_to(torch.from_numpy(found).to(device), stride)))
+            yield index, found
+
+    def _decided(self, carried: "NDArray[np.float32]") -> "NDArray[np.float32]":
+        """Return probabilities that sum to 1, sharpened a little or down to decisions."""
+        if self.config.masks == "hard":
+            decided: NDArray[np.float32] = np.where(
+                np.arange(len(carried))[:, None, None] == carried.argmax(0), np.float32(1), np.float32(0)
+            )
+            return decided
+        sharp = np.maximum(carried, 0) ** (1 / self.config.sharpen)
+        shared: NDArray[np.float32] = (sharp / np.maximum(sharp.sum(0, keepdims=True), 1e-6)).astype(np.float32)
+        return shared
+
+    def _verified(
+        self, found: "NDArray[np.float32]", slot: Slot, before: Slot, mask: "NDArray[np.integer]"
+    ) -> tuple["NDArray[np.float32]", "NDArray[np.integer]"]:
+        """Return labels checked by intensity against the slice before, and the mask of the next check."""
+        checked = verified(
+            found.argmax(0), mask, self._plane(slot).numpy(), self._plane(before).numpy(), len(self._values) - 1
+        )
+        return (np.arange(len(found))[:, None, None] == checked).astype(np.float32), checked
+
+    def _with_shapes(
+        self, mixed: "NDArray[np.float32]", volume: str, lower: int, upper: int, share: float
+    ) -> "NDArray[np.float32]":
+        if not self.config.shapes:
+            return mixed
+        distances = [self._distances(Slot(volume, index)) for index in (lower, upper)]
+        # a logit per pixel from the border
+        logits = blend(distances[0], distances[1], share)
+        powered = np.exp(logits - logits.max(0, keepdims=True))
+        shared: NDArray[np.float32] = mixed + self.config.shapes * (powered / powered.sum(0, keepdims=True) - mixed)
+        return shared
+
+    def _distances(self, slot: Slot) -> "NDArray[np.float32]":
+        spacing = dict(zip(AXES, self.context.volume(slot.volume).voxel_size, strict=True))
+        del spacing[self.context.axis]
+        height, width = spacing.values()
+        pixel = (height + width) / 2
+        target = self._supervised(slot)[0]
+        found = class_distances(target, self.context.class_ids, (height, width), radius=LABEL_RADIUS_PX * pixel)
+        shared: NDArray[np.float32] = found / np.float32(pixel)
+        return shared
+
+    # -- held-out slices ----------------------------------------------------------------------------------------------
+
+    def _calibrate(self) -> Iterator[Event]:
+        """Carry labels to annotated slices from those around them, and measure how sure one may be."""
+        if self.config.calibrate == "off":
+            return
+        chosen = _some(
+            [
+                Gap(name, range(lower + 1, upper), lower, upper)
+                for name in self.context.volumes
+                for piece in self.context.pieces(name)
+                for lower, upper in _around_one(piece)
+            ]
+        )
+        found: list[HeldOut] = []
+        for number, gap in enumerate(chosen, 1):
+            held_out = next(i for i in self.context.annotated(gap.volume) if i in gap.slices)
+            for index, probability in self._carried(gap):
+                if index == held_out and probability is not None:
+                    found.append(self._judged(Slot(gap.volume, index), probability, gap))
+                yield Progress("calibrate", number, len(chosen), self._name(gap, index))
+                if self.context.stop():
+                    return
+        if found:
+            self.calibration = calibrate(found, self._usual_area)
+            yield Metric("temperature", self.calibration.temperature, 0)
+            scores = [true_dice(slice_.probability.argmax(0), slice_.target) for slice_ in found]
+            yield Metric("held_out_dice", float(np.mean([score for score in scores if score is not None] or [0.0])), 0)
+
+    def _judged(self, slot: Slot, probability: "NDArray[np.float32]", gap: Gap) -> HeldOut:
+        target, known = self._supervised(slot)
+        assert gap.lower is not None
+        assert gap.upper is not None
+        distance = min(slot.index - gap.lower, gap.upper - slot.index)
+        return HeldOut(probability[:, known], self._channel[target[known]], distance)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def _plane(self, slot: Slot) -> Tensor:
+        """Return intensities (c, h, w) from 0 to 1 over the robust range of the volume."""
+        volume = self.context.volume(slot.volume)
+        planes = PlaneReader(volume, self.context.axis, self._plain).read_whole(slot.index).astype(np.float32)
+        scale = volume.intensity()
+        low, high, mean, std = (
+            np.asarray(values, np.float32)[:, None, None] for values in (scale.low, scale.high, scale.mean, scale.std)
+        )
+        return torch.from_numpy((planes * std + mean - low) / (high - low))
+
+    def _encoded(self, slot: Slot) -> Tensor:
+        """Return the features of a slice, (64, h / stride, w / stride); the last ones stay in memory."""
+        if slot not in self._features:
+            with torch.inference_mode():
+                plane = padded_to(self._plane(slot), self.network.config.stride)
+                self._features[slot] = _encoded_in_tiles(self.network, plane.to(self.context.device))
+            total = sum(features.nbytes for features in self._features.values())
+            while total > self.config.cache_mb * 2**20 and len(self._features) > 1:
+                total -= self._features.popitem(last=False)[1].nbytes
+        self._features.move_to_end(slot)
+        return self._features[slot].float()
+
+    def _supervised(self, slot: Slot) -> tuple["NDArray[np.uint8]", "NDArray[np.bool_]"]:
+        found = self.context.annotation(slot.volume).supervision(SliceRef(self.context.axis, slot.index))
+        return found.target, found.known
+
+    def _with_unknown(self, slot: Slot) -> "NDArray[np.float32]":
+        """Return what a human painted in a slice, one plane per channel and a last one for what is not known."""
+        target, known = self._supervised(slot)
+        channels = np.where(known, self._channel[target], np.uint8(len(self._values)))
+        planes: NDArray[np.float32] = (np.arange(1 + len(self._values))[:, None, None] == channels).astype(np.float32)
+        return planes
+
+    def _known(self, slot: Slot) -> "NDArray[np.float32]":
+        return _without_unknown(self._with_unknown(slot))
+
+    def _measure_usual_area(self) -> float:
+        areas = [
+            np.count_nonzero(self._supervised(Slot(name, index))[0])
+            for name in self.context.volumes
+            for index in self.context.annotated(name)
+        ]
+        return float(np.mean(areas))
+
+
+def verified(
+    found: "NDArray[np.integer]",
+    mask: "NDArray[np.integer]",
+    image: "NDArray[np.float32]",
+    before: "NDArray[np.float32]",
+    classes: int,
+) -> "NDArray[np.uint8]":
+    """Return carried labels without the pixels that look like the surroundings (the verification module of Sli2Vol).
+
+    Parameters
+    ----------
+    found : ndarray of shape (h, w), int
+        Carried labels, 0 = background.
+    mask : ndarray of shape (h, w), int
+        Labels of the slice before.
+    image, before : ndarray of shape (c, h, w), float32
+        Intensities of this slice and of the one before.
+    classes : int
+        How many there are.
+
+    Returns
+    -------
+    ndarray of shape (h, w), uint8
+        Of every class the pixels whose intensity is nearer to the mean in `mask` than to the mean in a ring of 5 pixels
+        around it; then holes are filled, and gaps of up to 4 pixels closed. As in the released code.
+    """
+    checked = np.zeros(found.shape, np.uint8)
+    for value in range(1, classes + 1):
+        inside = mask == value
+        ring = binary_dilation(inside, iterations=5) & ~inside
+        if not inside.any() or not ring.any():
+            checked[found == value] = value
+            continue
+        within, around = (
+            np.square(image - before[:, region].mean(1)[:, None, None]).sum(0) for region in (inside, ring)
+        )
+        kept = binary_fill_holes((within < around) & (found == value))
+        kept = binary_fill_holes(binary_closing(kept, iterations=2))
+        checked[kept] = value
+    return checked
+
+
+def _without_unknown(probability: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    """Return class probabilities that sum to 1; background where nothing at all is known."""
+    known = np.maximum(probability[:-1], 0)
+    known[0] += _MEAN_SHARE
+    shared: NDArray[np.float32] = known / known.sum(0, keepdims=True)
+    return shared
+
+
+def _taken(network: CorrespondenceNetwork, query: Tensor, memory: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return what a slice takes over from others, in bands of rows that fit into a fixed memory."""
+    keys, values = (torch.stack(parts)[None] for parts in zip(*memory, strict=True))
+    radius, stride = network.config.radius, network.config.stride
+    h, w = query.shape[-2:]
+    rows = max(radius, _BAND_BYTES // (4 * len(memory) * (2 * radius + 1) ** 2 * w))
+    bands = []
+    for top in range(0, h, rows):
+        bottom = min(h, top + rows)
+        above, below = max(0, top - radius), min(h, bottom + radius)
+        weights = network.weights(query[None, :, above:below], keys[..., above:below, :])
+        taken = network.carry(weights, values[..., above * stride : below * stride, :])
+        bands.append(taken[0, :, (top - above) * stride : (bottom - above) * stride])
+    return torch.cat(bands, 1)
+
+
+def _encoded_in_tiles(network: CorrespondenceNetwork, plane: Tensor) -> Tensor:
+    """Return the features of a slice (c, h, w) as float16, large ones in bands of rows."""
+    stride = network.config.stride
+    h = plane.shape[-2]
+    bands = []
+    for top in range(0, h, _TILE_PX):
+        bottom = min(h, top + _TILE_PX)
+        above, below = max(0, top - _OVERLAP_PX), min(h, bottom + _OVERLAP_PX)
+        found = network.features(plane[None, :, above:below])[0]
+        bands.append(found[:, (top - above) // stride : (bottom - above) // stride].half())
+    return torch.cat(bands, 1)
+
+
+def _around_one(piece: Piece) -> list[tuple[int, int]]:
+    """Return the annotated slices on both sides of each that has some on both."""
+    return list(zip(piece.anchors, piece.anchors[2:], strict=False))
+
+
+def _some(items: Sequence[T]) -> Sequence[T]:
+    """Return as many items as are held out at most, evenly spread."""
+    return items[:: max(1, -(-len(items) // _MOST_HELD_OUT))]
+
+
+def _stride(config: FlowConfig, pixels: int) -> Literal[1, 2, 4]:
+    if config.stride != "auto":
+        return {"1": 1, "2": 2, "4": 4}[config.stride]  # type: ignore[return-value]
+    return 2 if pixels <= 320**2 else 4
