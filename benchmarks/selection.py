@@ -22,9 +22,10 @@ from benchmarks.jobs import apart
 from benchmarks.runs import VOLUMES, make_project, open_pair
 from napari_slicelabel.engine.events import drain
 from napari_slicelabel.engine.select.candidates import Candidates
-from napari_slicelabel.engine.select.coverage import Similarities, greedy_cover
+from napari_slicelabel.engine.select.coverage import greedy_cover
 from napari_slicelabel.engine.select.features import FEATURES
 from napari_slicelabel.engine.select.interval import interval
+from napari_slicelabel.engine.select.similarities import Similarities
 from napari_slicelabel.engine.select.thumbnails import make_thumbnails
 
 if TYPE_CHECKING:

@@ -1,22 +1,24 @@
 """Representative slices: those that together look most like all slices (S5, S3)."""
 
 from collections.abc import Generator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Metric, Progress
-from napari_slicelabel.engine.select.coverage import Similarities, greedy_cover
+from napari_slicelabel.engine.select.candidates import Candidates
+from napari_slicelabel.engine.select.coverage import best_cover
 from napari_slicelabel.engine.select.features import FEATURES
+from napari_slicelabel.engine.select.interval import interval
 from napari_slicelabel.engine.select.request import Choice, Request
+from napari_slicelabel.engine.select.similarities import Similarities
 from napari_slicelabel.engine.select.thumbnails import Thumbnails, make_thumbnails
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from napari_slicelabel.engine.select.candidates import Candidates
 
 
 def representative(request: Request, features: str = "") -> Generator[Progress | Metric, None, Choice]:
@@ -67,11 +69,12 @@ def representative(request: Request, features: str = "") -> Generator[Progress |
     numbers = np.flatnonzero(usable)
     place = {int(number): row for row, number in enumerate(numbers)}
     rows = rows[numbers]
-    cover = greedy_cover(
+    cover = best_cover(
         Similarities(rows - rows.mean(0)),
         request.budget,
         annotated=[place[number] for number in annotated],
         candidates=[place[number] for number in free],
+        others=[[place[number] for number in _equally_spaced(request, free)]],
     )
     picks = [int(numbers[row]) for row in cover.order]
     return Choice(
@@ -84,6 +87,18 @@ def representative(request: Request, features: str = "") -> Generator[Progress |
         ),
         notes=notes,
     )
+
+
+def _equally_spaced(request: Request, free: list[int]) -> list[int]:
+    """Return the numbers of the slices that `interval` would take among those that may be proposed."""
+    wanted, stacks, first = set(free), [], 0
+    starts: dict[tuple[str, str], int] = {}
+    for stack in request.candidates.stacks:
+        starts[stack.volume, stack.axis] = first
+        stacks.append(replace(stack, free=tuple(index for index in stack.free if first + index in wanted)))
+        first += stack.depth
+    chosen = interval(Candidates(tuple(stacks)), request.budget, request.rng)
+    return [starts[volume, ref.axis] + ref.index for volume, ref in chosen]
 
 
 def _check_channels(stacks: list[Thumbnails]) -> None:
@@ -104,7 +119,7 @@ def _usable(stacks: list[Thumbnails]) -> tuple[tuple[str, ...], "NDArray[np.bool
     return tuple(notes), np.concatenate(usable)
 
 
-def _states(candidates: "Candidates", usable: "NDArray[np.bool_]") -> tuple[list[int], list[int]]:
+def _states(candidates: Candidates, usable: "NDArray[np.bool_]") -> tuple[list[int], list[int]]:
     """Return the numbers of the annotated slices and of those that may be proposed."""
     annotated: list[int] = []
     free: list[int] = []
