@@ -1,0 +1,185 @@
+"""Does it matter which slices are painted? S3's grid and S5's budgets, on real data; called by `benchmarks.selection`.
+
+`across`: some hippocampi with some painted slices each train a network, which labels ten others (S3). `within`: some
+slices of one volume are painted, the others are labelled (S5). Networks and trainings are small: what counts is the
+difference between selectors, not the score.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.document import read_results
+from benchmarks.hippocampus import SOURCE, split
+from benchmarks.runs import VOLUMES, make_project, open_pair
+from napari_slicelabel.data.boxes import SliceRef
+from napari_slicelabel.data.project import Project
+from napari_slicelabel.data.volume import Volume
+from napari_slicelabel.engine.config import build_config
+from napari_slicelabel.engine.context import run_store
+from napari_slicelabel.engine.evaluate import evaluate
+from napari_slicelabel.engine.events import Finished
+from napari_slicelabel.engine.run import run
+from napari_slicelabel.engine.select import rank, ranked_slices
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+TRAINING: Mapping[str, object] = {
+    "rounds": 0,
+    "width": 8,
+    "iterations": 200,
+    "crop_px": 64,
+    "shapes": "off",
+    "flips": "off",
+    "mirror": "off",
+    "calibrate": "off",
+}
+WITHIN_TRAINING: Mapping[str, object] = {"rounds": 0, "width": 8, "iterations": 150, "batch": 4, "calibrate": "off"}
+SELECTORS: Mapping[str, Mapping[str, str]] = {
+    "interval": {"method": "interval"},
+    "random": {"method": "random"},
+    "representative": {"method": "representative", "features": "autoencoder"},
+    "representative, intensity": {"method": "representative", "features": "intensity"},
+    "mae": {"method": "mae"},
+}
+LOOKING = ("representative, intensity", "representative")
+SHARED = "representative, one budget"
+WITHIN = ("med_itksnap_mricrop", "abide_crop")
+EVERY = (5, 10, 20, 40)
+GRID = ((3, 10), (10, 3), (30, 1), (3, 3), (10, 10))
+"""Volumes, and painted slices in each: the first three are 30 slices."""
+
+
+def across(volumes: int, slices: int, selector: str, interpolated: bool, seed: int) -> dict[str, Any]:
+    """Return the mean Dice on ten volumes of a network trained on `volumes` others with `slices` painted in each."""
+    trained, tested = split(seed)
+    trained = trained[:volumes]
+    began = time.process_time()
+    with np.load(SOURCE) as file, tempfile.TemporaryDirectory() as folder:
+        truths = {case: file[f"labels_{case}"] for case in (*trained, *tested)}
+        project = Project.create(
+            Path(folder) / "study.slicelabel",
+            [f"{SOURCE}::image_{case}" for case in (*trained, *tested)],
+            names=[*trained, *tested],
+            voxel_size=(1.0, 1.0, 1.0),
+            unit="mm",
+            classes=["anterior", "posterior"],
+        )
+        if selector == SHARED:
+            options = SELECTORS["representative, intensity"]
+            ranking = rank(project, budget=slices * volumes, volumes=trained, seed=seed, **options)  # type: ignore[arg-type]
+            chosen = {case: ranked_slices(ranking, case) for case in trained}
+        else:
+            chosen = {
+                case: ranked_slices(rank(project, budget=slices, volumes=[case], seed=seed, **SELECTORS[selector]))  # type: ignore[arg-type]
+                for case in trained
+            }
+        for case, refs in chosen.items():
+            _paint(project, case, truths[case], refs)
+        if interpolated:
+            _interpolate(project, trained)
+        run_id = _finish(project, "self-label", {**TRAINING, "seed": seed})
+        dice = [
+            evaluate(project, truth=Volume.from_array(truths[case], name=case), run_id=run_id, volume=case)["mean_dice"]
+            for case in tested
+        ]
+    return {
+        "kind": "across",
+        "order": _across(volumes, slices, selector, interpolated, seed),
+        "dice": float(np.mean(dice)),
+        "cpu_seconds": round(time.process_time() - began, 1),
+    }
+
+
+def within(name: str, every: int, selector: str, method: str, seed: int) -> dict[str, Any]:
+    """Return the mean Dice on the unpainted slices of a volume, of which one in `every` is painted."""
+    image, truth = open_pair(VOLUMES[name])
+    began = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        project = make_project(Path(folder), image, truth, ())
+        budget = max(1, round(truth.shape[0] / every))
+        refs = ranked_slices(rank(project, budget=budget, seed=seed, **SELECTORS[selector]))  # type: ignore[arg-type]
+        for ref in refs:
+            project.annotation(project.names[0]).write_slice(ref, truth.read_slice(ref)[0, 0], complete=True)
+        settings = WITHIN_TRAINING if method == "self-label" else {}
+        run_id = _finish(project, method, {**settings, "seed": seed})
+        scores = evaluate(project, truth=truth, run_id=run_id)
+    return {
+        "kind": "within",
+        "order": _within(name, every, selector, method, seed),
+        "slices": sorted(ref.index for ref in refs),
+        "dice": scores["mean_dice"],
+        "cpu_seconds": round(time.process_time() - began, 1),
+    }
+
+
+def jobs(seeds: int) -> list[tuple[str, dict[str, Any]]]:
+    """Return the whole study, the cheap and the telling parts first."""
+    todo: list[tuple[str, dict[str, Any]]] = []
+    for seed, every, name, selector in product(range(seeds), EVERY, WITHIN, ("interval", "random", *LOOKING)):
+        if seed == 0 or selector != "interval":  # always the same slices
+            todo.append(("within", _within(name, every, selector, "interpolate", seed)))
+    for seed, (volumes, slices), selector in product(range(seeds), GRID, ("interval", "random", LOOKING[0])):
+        todo.append(("across", _across(volumes, slices, selector, False, seed)))
+        if slices > 1 and selector == "interval":
+            todo.append(("across", _across(volumes, slices, selector, True, seed)))
+    for seed, every, selector in product(range(seeds), EVERY, ("interval", "random", *LOOKING)):
+        todo.append(("within", _within(WITHIN[0], every, selector, "self-label", seed)))
+    for seed, (volumes, slices), selector in product(range(seeds), GRID, (SHARED, *LOOKING[1:])):
+        todo.append(("across", _across(volumes, slices, selector, False, seed)))
+    return todo
+
+
+def _within(name: str, every: int, selector: str, method: str, seed: int) -> dict[str, Any]:
+    return {"name": name, "every": every, "selector": selector, "method": method, "seed": seed}
+
+
+def _across(volumes: int, slices: int, selector: str, interpolated: bool, seed: int) -> dict[str, Any]:
+    return {"volumes": volumes, "slices": slices, "selector": selector, "interpolated": interpolated, "seed": seed}
+
+
+def study(results: Path, seeds: int, seconds: float) -> None:
+    """Do what is missing, one after the other in this process, until `seconds` of processor time are spent."""
+    have = {json.dumps([r["kind"], r["order"]]) for r in read_results(results)}
+    for kind, order in jobs(seeds):
+        if json.dumps([kind, order]) in have:
+            continue
+        if time.process_time() > seconds:
+            sys.stderr.write("out of time; call it again to go on\n")
+            return
+        result = (within if kind == "within" else across)(**order)
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+        sys.stderr.write(f"{json.dumps(result)}\n")
+
+
+def _paint(project: Project, case: str, truth: np.ndarray, refs: Sequence[SliceRef]) -> None:
+    for ref in refs:
+        project.annotation(case).write_slice(ref, truth[ref.index], complete=True)
+
+
+def _interpolate(project: Project, cases: Sequence[str]) -> None:
+    """Paint the slices between painted ones by signed-distance interpolation, as S3's mask interpolation does."""
+    run_id = _finish(project, "interpolate", {"volumes": ",".join(cases)})
+    for case in cases:
+        store = run_store(project, project.run_folder(run_id), "prediction", case, "z")
+        painted = project.annotation(case).annotated("z")
+        for index in range(min(painted) + 1, max(painted)):
+            if index not in painted:
+                project.annotation(case).write_slice(SliceRef("z", index), store.read(index), complete=True)
+
+
+def _finish(project: Project, method: str, settings: Mapping[str, object]) -> str:
+    for event in run(project, build_config(method, settings)):
+        if isinstance(event, Finished):
+            return event.run_id
+    raise AssertionError("a run ends with Finished")
