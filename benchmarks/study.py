@@ -11,7 +11,6 @@ import json
 import sys
 import tempfile
 import time
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +54,7 @@ LOOKING = ("representative, intensity", "representative")
 SHARED = "representative, one budget"
 WITHIN = ("med_itksnap_mricrop", "abide_crop")
 EVERY = (5, 10, 20, 40)
-GRID = ((3, 10), (10, 3), (30, 1), (3, 3), (10, 10))
+GRID = ((3, 10), (10, 3), (30, 1), (3, 3))
 """Volumes, and painted slices in each: the first three are 30 slices."""
 
 
@@ -100,24 +99,29 @@ def across(volumes: int, slices: int, selector: str, interpolated: bool, seed: i
     }
 
 
-def within(name: str, every: int, selector: str, method: str, seed: int) -> dict[str, Any]:
-    """Return the mean Dice on the unpainted slices of a volume, of which one in `every` is painted."""
+def within(name: str, selector: str, method: str, seed: int) -> dict[str, Any]:
+    """Return the mean Dice on the unpainted slices of a volume of which one in 5, 10, 20 or 40 is painted."""
     image, truth = open_pair(VOLUMES[name])
     began = time.process_time()
+    dice, chosen = [], []
     with tempfile.TemporaryDirectory() as folder:
         project = make_project(Path(folder), image, truth, ())
-        budget = max(1, round(truth.shape[0] / every))
-        refs = ranked_slices(rank(project, budget=budget, seed=seed, **SELECTORS[selector]))  # type: ignore[arg-type]
-        for ref in refs:
-            project.annotation(project.names[0]).write_slice(ref, truth.read_slice(ref)[0, 0], complete=True)
-        settings = WITHIN_TRAINING if method == "self-label" else {}
-        run_id = _finish(project, method, {**settings, "seed": seed})
-        scores = evaluate(project, truth=truth, run_id=run_id)
+        annotation = project.annotation(project.names[0])
+        for every in EVERY:
+            budget = max(1, round(truth.shape[0] / every))
+            refs = ranked_slices(rank(project, budget=budget, seed=seed, **SELECTORS[selector]))  # type: ignore[arg-type]
+            for ref in refs:
+                annotation.write_slice(ref, truth.read_slice(ref)[0, 0], complete=True)
+            run_id = _finish(project, method, {**(WITHIN_TRAINING if method == "self-label" else {}), "seed": seed})
+            dice.append(evaluate(project, truth=truth, run_id=run_id)["mean_dice"])
+            chosen.append(sorted(ref.index for ref in refs))
+            for ref in refs:
+                annotation.clear_slice(ref)
     return {
         "kind": "within",
-        "order": _within(name, every, selector, method, seed),
-        "slices": sorted(ref.index for ref in refs),
-        "dice": scores["mean_dice"],
+        "order": {"name": name, "selector": selector, "method": method, "seed": seed},
+        "slices": chosen,
+        "dice": dice,
         "cpu_seconds": round(time.process_time() - began, 1),
     }
 
@@ -125,22 +129,24 @@ def within(name: str, every: int, selector: str, method: str, seed: int) -> dict
 def jobs(seeds: int) -> list[tuple[str, dict[str, Any]]]:
     """Return the whole study, the cheap and the telling parts first."""
     todo: list[tuple[str, dict[str, Any]]] = []
-    for seed, every, name, selector in product(range(seeds), EVERY, WITHIN, ("interval", "random", *LOOKING)):
-        if seed == 0 or selector != "interval":  # always the same slices
-            todo.append(("within", _within(name, every, selector, "interpolate", seed)))
-    for seed, (volumes, slices), selector in product(range(seeds), GRID, ("interval", "random", LOOKING[0])):
-        todo.append(("across", _across(volumes, slices, selector, False, seed)))
-        if slices > 1 and selector == "interval":
-            todo.append(("across", _across(volumes, slices, selector, True, seed)))
-    for seed, every, selector in product(range(seeds), EVERY, ("interval", "random", *LOOKING)):
-        todo.append(("within", _within(WITHIN[0], every, selector, "self-label", seed)))
-    for seed, (volumes, slices), selector in product(range(seeds), GRID, (SHARED, *LOOKING[1:])):
-        todo.append(("across", _across(volumes, slices, selector, False, seed)))
+    for name in WITHIN:
+        todo += [("within", _within(name, selector, "interpolate", 0)) for selector in ("interval", LOOKING[0])]
+        todo += [("within", _within(name, "random", "interpolate", seed)) for seed in range(5)]
+    for seed in range(seeds):
+        for volumes, slices in GRID:
+            for selector in ("interval", "random", LOOKING[0]):
+                todo.append(("across", _across(volumes, slices, selector, False, seed)))
+            if slices > 1:
+                todo.append(("across", _across(volumes, slices, "interval", True, seed)))
+        if seed == 0:
+            todo += [("within", _within(name, LOOKING[1], "interpolate", 0)) for name in WITHIN]
+        todo += [("within", _within(WITHIN[0], s, "self-label", seed)) for s in ("interval", "random", LOOKING[0])]
+    todo += [("across", _across(*size, SHARED, False, seed)) for seed in range(seeds) for size in GRID]
     return todo
 
 
-def _within(name: str, every: int, selector: str, method: str, seed: int) -> dict[str, Any]:
-    return {"name": name, "every": every, "selector": selector, "method": method, "seed": seed}
+def _within(name: str, selector: str, method: str, seed: int) -> dict[str, Any]:
+    return {"name": name, "selector": selector, "method": method, "seed": seed}
 
 
 def _across(volumes: int, slices: int, selector: str, interpolated: bool, seed: int) -> dict[str, Any]:

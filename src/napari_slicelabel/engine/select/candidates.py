@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
+from napari_slicelabel.engine.select.options import NO_OPTIONS, SelectOptions
 
 if TYPE_CHECKING:
     from napari_slicelabel.data.project import Project
@@ -23,13 +24,21 @@ class Stack:
     depth : int
         How many slices there are.
     free : tuple of int
-        Those that nobody annotated, sorted.
+        Those that nobody annotated, inside `span`, sorted.
+    span : tuple of int, optional
+        First slice, and one past the last, of those that are to be covered; by default all.
     """
 
     volume: str
     axis: Axis
     depth: int
     free: tuple[int, ...]
+    span: tuple[int, int] | None = None
+
+    @property
+    def indices(self) -> range:
+        """The slices that are to be covered."""
+        return range(*(self.span or (0, self.depth)))
 
     def ref(self, index: int) -> tuple[str, SliceRef]:
         """Return volume and slice."""
@@ -43,21 +52,24 @@ class Candidates:
     stacks: tuple[Stack, ...]
 
     @classmethod
-    def of(cls, project: "Project", volumes: Sequence[str], axes: Sequence[Axis]) -> Self:
+    def of(
+        cls, project: "Project", volumes: Sequence[str], axes: Sequence[Axis], options: SelectOptions = NO_OPTIONS
+    ) -> Self:
         """Return the stacks of some volumes of a project along some axes.
 
         Raises
         ------
         InputError
-            Unknown volume.
+            Unknown volume, or a range that reaches outside a stack.
         """
         stacks = []
         for name in volumes:
             shape, annotation = project.record(name).shape, project.annotation(name)
             for axis in axes:
                 depth, taken = shape[AXES.index(axis)], set(annotation.annotated(axis))
-                free = tuple(index for index in range(depth) if index not in taken)
-                stacks.append(Stack(name, axis, depth, free))
+                span = options.bounds(depth, f"{name} along {axis}")
+                free = tuple(index for index in range(*span) if index not in taken)
+                stacks.append(Stack(name, axis, depth, free, span))
         return cls(tuple(stacks))
 
     @property
