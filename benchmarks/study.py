@@ -11,12 +11,13 @@ import json
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.document import read_results
+from benchmarks.document import read_results, spread
 from benchmarks.hippocampus import SOURCE, split
 from benchmarks.runs import VOLUMES, make_project, open_pair
 from napari_slicelabel.data.boxes import SliceRef
@@ -166,6 +167,63 @@ def study(results: Path, seeds: int, seconds: float) -> None:
         with results.open("a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
         sys.stderr.write(f"{json.dumps(result)}\n")
+
+
+def tables(results: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return the results as Markdown tables, by the name of their section."""
+    within = defaultdict(list)
+    across = defaultdict(list)
+    for r in results:
+        order = r["order"]
+        if r["kind"] == "within":
+            within[order["name"], order["method"], order["selector"]].append(r["dice"])
+        else:
+            label = order["selector"] + (" + interpolation" if order["interpolated"] else "")
+            across[label, order["volumes"], order["slices"]].append(r["dice"])
+    lines = [
+        f"| volume | labelled by | selector | runs | {' | '.join(f'every {every}' for every in EVERY)} |",
+        f"|{'---|' * (4 + len(EVERY))}",
+    ]
+    for (name, method, selector), dice in sorted(within.items()):
+        cells = [spread(values) for values in zip(*dice, strict=True)]
+        lines.append(f"| {name} | {method} | {selector} | {len(dice)} | {' | '.join(cells)} |")
+    sizes = [size for size in GRID if any(key[1:] == size for key in across)]
+    head = [f"{volumes} x {slices}" for volumes, slices in sizes]
+    grid = [f"| selector | {' | '.join(head)} |", f"|{'---|' * (1 + len(head))}"]
+    for label in dict.fromkeys(key[0] for key in across):
+        cells = [f"{spread(across[label, *size])} ({len(across[label, *size])})" for size in sizes]
+        grid.append(f"| {label} | {' | '.join(cells).replace('- (0)', '-')} |")
+    return {"within": "\n".join(lines), "across": "\n".join(grid)}
+
+
+def plot(results: Sequence[dict[str, Any]], file: Path) -> None:
+    """Draw Dice against the budget within volumes, a panel for each volume; random draws as a band."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "selection"  # the same file every time
+    figure = Figure((9, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(WITHIN), sharey=True)
+    for panel, name in zip(panels, WITHIN, strict=True):
+        for selector in ("random", "interval", *LOOKING):
+            dice = [
+                r["dice"]
+                for r in results
+                if r["kind"] == "within"
+                and (r["order"]["name"], r["order"]["method"], r["order"]["selector"])
+                == (name, "interpolate", selector)
+            ]
+            if not dice:
+                continue
+            mean, std = np.mean(dice, 0), np.std(dice, 0)
+            (line,) = panel.plot(EVERY, mean, "o-", label=f"{selector} ({len(dice)})")
+            if len(dice) > 1:
+                panel.fill_between(EVERY, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
+        panel.set(xscale="log", xticks=EVERY, xticklabels=EVERY, title=name, xlabel="one slice painted in")
+        panel.minorticks_off()
+    panels[0].set_ylabel("Dice of the others, interpolated")
+    panels[-1].legend(fontsize="small")
+    figure.savefig(file, metadata={"Date": None})
 
 
 def _paint(project: Project, case: str, truth: np.ndarray, refs: Sequence[SliceRef]) -> None:

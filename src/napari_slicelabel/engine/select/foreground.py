@@ -69,7 +69,7 @@ def foreground(request: Request) -> Generator[Progress | Metric, None, Choice]:
         notes.append(f"{stack.volume} {stack.axis}: doubt of run {' and '.join(run.record.run_id for run in runs)}")
         score = yield from _doubt(request.project, stack, runs)
         score *= np.exp(NOISE * request.rng.normal(size=len(score)))
-        taken = [index for index in stack.indices if index not in set(stack.free)]
+        taken = sorted(set(stack.indices) - set(stack.free))
         stacks.append(_Scored(stack, score, _distances(stack, taken)))
     chosen = []
     for _ in range(request.budget):
