@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 DOCUMENT = REPOSITORY / "docs" / "selection.md"
-PICTURE = REPOSITORY / "docs" / "selection.svg"
+PICTURE = REPOSITORY / "docs" / "images" / "selection.svg"
 BUDGETS = (1, 2, 3, 5, 10, 20)
 DRAWS = 20
 DENSE = 10_000

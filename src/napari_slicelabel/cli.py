@@ -147,6 +147,7 @@ def select(
     name: str | None = None,
     features: str = "autoencoder",
     range_: Annotated[str, Parameter(name="--range")] = "all",
+    skip: Words = (),
     reach: float = 0.0,
     cost: Literal["equal", "area"] = "equal",
     spread: Literal["pooled", "even"] = "pooled",
@@ -175,6 +176,8 @@ def select(
         What representative compares slices by: autoencoder, mae, pretrained, intensity.
     range_
         Slices to propose and to cover: all, or a:b for a up to and without b.
+    skip
+        Slices not to propose: z12 z40, or VOLUME:z12.
     reach
         Position prior of representative: slices further apart than this many times depth / budget stand for each other
         less and less; 0: position does not count.
@@ -205,7 +208,9 @@ def select(
         features=features,
         device=device,
         name=name or method,
-        options=SelectOptions.of(range=range_, reach=reach, cost=cost, spread=spread, encoder=encoder, weights=weights),
+        options=SelectOptions.of(
+            range=range_, skip=skip, reach=reach, cost=cost, spread=spread, encoder=encoder, weights=weights
+        ),
     )
     found: list[Ranking] = []
 

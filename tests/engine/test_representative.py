@@ -166,6 +166,17 @@ def test_a_range_is_all_there_is(staged: Project) -> None:
         rank(staged, "interval", 3, options=SelectOptions(range="18:39"))
 
 
+def test_skipped_slices_want_to_be_covered(staged: Project) -> None:
+    skip = tuple(f"scenes:z{index}" for index in range(32, 37))
+    for method in ("interval", "random", "representative"):
+        ranking = rank(staged, method, 3, features="intensity", options=SelectOptions(skip=(*skip, "y5")))
+        assert not {item.index for item in ranking.order} & set(range(32, 37))
+    assert 37 in {item.index for item in ranking.order}  # the one of the last scene that is left
+    assert {item.index for item in ranking.stands_for[[item.index for item in ranking.order].index(37)]} >= {32, 36}
+    with pytest.raises(InputError, match=r"skip=.*'5' is no slice: expected axis and number"):
+        SelectOptions.of(skip=("5",))
+
+
 def test_position_keeps_proposals_apart(staged: Project) -> None:
     """Three scenes, six slices: by looks alone some would crowd."""
 

@@ -24,9 +24,11 @@ class Stack:
     depth : int
         How many slices there are.
     free : tuple of int
-        Those that nobody annotated, inside `span`, sorted.
+        Those that may be proposed: inside `span`, neither annotated nor skipped, sorted.
     span : tuple of int, optional
         First slice, and one past the last, of those that are to be covered; by default all.
+    annotated : frozenset of int
+        Those that somebody annotated.
     """
 
     volume: str
@@ -34,6 +36,7 @@ class Stack:
     depth: int
     free: tuple[int, ...]
     span: tuple[int, int] | None = None
+    annotated: frozenset[int] = frozenset()
 
     @property
     def indices(self) -> range:
@@ -66,10 +69,11 @@ class Candidates:
         for name in volumes:
             shape, annotation = project.record(name).shape, project.annotation(name)
             for axis in axes:
-                depth, taken = shape[AXES.index(axis)], set(annotation.annotated(axis))
+                depth, taken = shape[AXES.index(axis)], frozenset(annotation.annotated(axis))
                 span = options.bounds(depth, f"{name} along {axis}")
-                free = tuple(index for index in range(*span) if index not in taken)
-                stacks.append(Stack(name, axis, depth, free, span))
+                left_out = taken | options.skipped(name, axis)
+                free = tuple(index for index in range(*span) if index not in left_out)
+                stacks.append(Stack(name, axis, depth, free, span, taken))
         return cls(tuple(stacks))
 
     @property

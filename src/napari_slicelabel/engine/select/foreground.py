@@ -69,8 +69,7 @@ def foreground(request: Request) -> Generator[Progress | Metric, None, Choice]:
         notes.append(f"{stack.volume} {stack.axis}: doubt of run {' and '.join(run.record.run_id for run in runs)}")
         score = yield from _doubt(request.project, stack, runs)
         score *= np.exp(NOISE * request.rng.normal(size=len(score)))
-        taken = sorted(set(stack.indices) - set(stack.free))
-        stacks.append(_Scored(stack, score, _distances(stack, taken)))
+        stacks.append(_Scored(stack, score, _distances(stack)))
     chosen = []
     for _ in range(request.budget):
         best = max(stacks, key=_Scored.top)
@@ -206,10 +205,10 @@ def _entropies() -> "NDArray[np.float64]":
 _ENTROPY = _entropies()
 
 
-def _distances(stack: "Stack", painted: Sequence[int]) -> "NDArray[np.float64]":
+def _distances(stack: "Stack") -> "NDArray[np.float64]":
     """Return the distance of each slice to the nearest painted one; the depth where none is."""
     places = np.arange(stack.depth)
     distance = np.full(stack.depth, float(stack.depth))
-    for index in painted:
+    for index in stack.annotated:
         distance = np.minimum(distance, np.abs(places - index))
     return distance

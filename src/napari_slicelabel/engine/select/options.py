@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from napari_slicelabel.engine.config import unknown
 from napari_slicelabel.errors import InputError
 
+_SLICE = re.compile(r"(?:(.+):)?([zyx])(\d+)")
+
 
 class SelectOptions(BaseModel):
     """Options of a selection. A selector ignores what does not concern it; `range` concerns all."""
@@ -35,6 +37,9 @@ class SelectOptions(BaseModel):
         description="The budget over several volumes and axes: pooled, where it covers most; even, each in proportion"
         " to its slices, and every slice is covered by its own stack.",
     )
+    skip: tuple[str, ...] = Field(
+        (), description="Slices not to propose, though they want to be covered: z12, or volume:z12 in one volume only."
+    )
     encoder: str = Field(
         "efficientnet-lite0",
         description="Features pretrained: efficientnet-lite0, or any encoder that segmentation-models-pytorch has.",
@@ -53,6 +58,14 @@ class SelectOptions(BaseModel):
         if value != "all" and (match is None or int(match[1]) >= int(match[2])):
             raise ValueError("expected all, or a:b with a below b, such as 10:50")
         return value
+
+    @field_validator("skip")
+    @classmethod
+    def _slices_are_readable(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            if _SLICE.fullmatch(value) is None:
+                raise ValueError(f"{value!r} is no slice: expected axis and number, such as z12, or volume:z12")
+        return values
 
     @classmethod
     def of(cls, **values: object) -> Self:
@@ -73,6 +86,11 @@ class SelectOptions(BaseModel):
             raise InputError(
                 f"{problem['loc'][0]}={problem['input']}: {problem['msg'].removeprefix('Value error, ')}"
             ) from error
+
+    def skipped(self, volume: str, axis: str) -> frozenset[int]:
+        """Return the slices of a stack that are not to be proposed."""
+        parts = [match.groups() for value in self.skip if (match := _SLICE.fullmatch(value))]
+        return frozenset(int(index) for name, along, index in parts if along == axis and name in (None, volume))
 
     def bounds(self, depth: int, what: str) -> tuple[int, int]:
         """Return first slice and one past the last slice of `range` in a stack of `depth` slices, called `what`.

@@ -30,8 +30,8 @@ def representative(request: Request, features: str = "") -> Generator[Progress |
     Parameters
     ----------
     request : Request
-        What to choose from. Annotated slices cover; empty and damaged ones, and those outside the range, neither cover
-        nor are proposed, nor need they be covered.
+        What to choose from. Annotated slices cover. Empty and damaged ones, and those outside the range, neither cover
+        nor are proposed, nor need they be covered; skipped ones are not proposed.
     features : str
         A name in `FEATURES`; by default that of the request.
 
@@ -67,7 +67,7 @@ def representative(request: Request, features: str = "") -> Generator[Progress |
     free = int(slices.free.sum())
     if free < request.budget:
         raise InputError(
-            f"budget {request.budget}: only {free} slices are neither annotated nor empty nor damaged; give at"
+            f"budget {request.budget}: only {free} slices are neither annotated, skipped, empty nor damaged; give at"
             " most that many"
         )
     rows = rows[slices.number]
@@ -91,13 +91,16 @@ class _Slices:
     number : ndarray of int
         Among all slices of all stacks.
     free : ndarray of bool
-        Whether it may be proposed; annotated otherwise.
+        Whether it may be proposed.
+    annotated : ndarray of bool
+        Whether it covers from the start.
     """
 
     stack: "NDArray[np.intp]"
     index: "NDArray[np.intp]"
     number: "NDArray[np.intp]"
     free: "NDArray[np.bool_]"
+    annotated: "NDArray[np.bool_]"
 
 
 def _check_channels(stacks: list[Thumbnails]) -> None:
@@ -117,10 +120,14 @@ def _usable(stacks: list[Thumbnails]) -> tuple[tuple[str, ...], _Slices]:
             if which:
                 notes.append(f"{stack.volume} {stack.axis}: skipped {shown} ({reason})")
         free = set(stack.free)
-        found += [(number, index, first + index, index in free) for index in stack.indices if index not in bad]
+        found += [
+            (number, index, first + index, index in free, index in stack.annotated)
+            for index in stack.indices
+            if index not in bad
+        ]
         first += stack.depth
-    table = np.array(found, np.intp).reshape(-1, 4)
-    return tuple(notes), _Slices(table[:, 0], table[:, 1], table[:, 2], table[:, 3].astype(bool))
+    table = np.array(found, np.intp).reshape(-1, 5).T
+    return tuple(notes), _Slices(*table[:3], *table[3:].astype(bool))
 
 
 def _parts(slices: _Slices, *, even: bool) -> "list[NDArray[np.intp]]":
@@ -145,7 +152,7 @@ def _cover(
     return best_cover(
         similarities,
         share,
-        annotated=np.flatnonzero(~free).tolist(),
+        annotated=np.flatnonzero(slices.annotated[part]).tolist(),
         candidates=np.flatnonzero(free).tolist(),
         costs=_areas(request, slices.stack[part]) if options.cost == "area" else None,
         others=[_equally_spaced(request, slices, part, share)],
