@@ -21,7 +21,9 @@ from benchmarks.document import REPOSITORY, read_results, write_section
 from benchmarks.jobs import apart
 from benchmarks.runs import VOLUMES, make_project, open_pair
 from benchmarks.study import plot, study, tables
+from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.events import drain
+from napari_slicelabel.engine.select import rank
 from napari_slicelabel.engine.select.candidates import Candidates
 from napari_slicelabel.engine.select.coverage import best_cover, greedy_cover
 from napari_slicelabel.engine.select.features import FEATURES
@@ -124,6 +126,45 @@ def search(count: int, how: str, budget: int = 50) -> dict[str, Any]:
     }
 
 
+def whole(depth: int = 1000, side: int = 512, features: str = "autoencoder", device: str = "cpu") -> dict[str, Any]:
+    """Return what it takes to rank a long stack that lies on disk: reading, features, search, then all again."""
+    rng = np.random.default_rng(0)
+    knots = rng.random((depth // 20 + 2, side // 16 + 1, side // 16 + 1))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "long.npy"
+        image = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(depth, side, side))
+        for z in range(depth):
+            share = z % 20 / 20
+            coarse = (1 - share) * knots[z // 20] + share * knots[z // 20 + 1]
+            plane = np.kron(coarse, np.ones((16, 16)))[:side, :side] + 0.1 * rng.random((side, side))
+            image[z] = (230 * plane / 1.1).astype(np.uint8)
+        image.flush()
+        del image
+        project = Project.create(Path(folder) / "long.slicelabel", [path], classes=["one"])
+        times = []
+        for _ in range(2):
+            began, processor = time.perf_counter(), time.process_time()
+            ranking = rank(project, "representative", 20, features=features, device=device)
+            times.append((time.perf_counter() - began, time.process_time() - processor))
+    return {
+        "features": features,
+        "first": times[0],
+        "again": times[1],
+        "coverage": ranking.coverage[-1],
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+def whole_table(threads: int) -> str:
+    """Measure whole rankings and return a Markdown table."""
+    lines = ["| features | s | CPU s | again, s | peak MB |", "|---|---|---|---|---|"]
+    for features in ("intensity", "autoencoder"):
+        r = apart("benchmarks.selection:whole", {"features": features}, threads)
+        (seconds, processor), (again, _) = r["first"], r["again"]
+        lines.append(f"| {features} | {seconds:.0f} | {processor:.0f} | {again:.1f} | {r['peak_mb']} |")
+    return "\n".join(lines)
+
+
 def _apricot(rows: np.ndarray, budget: int) -> tuple[int, ...]:
     """Return what apricot-select's lazy greedy search takes, from a dense matrix of the same cosines in float32."""
     try:
@@ -170,7 +211,7 @@ NAMES = {"greedy": "greedy", "best": "greedy, equal intervals, exchanges", "apri
 def main() -> None:
     """Measure and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="+", default=["coverage", "search", "study"])
+    parser.add_argument("--parts", nargs="+", default=["coverage", "search", "whole", "study"])
     parser.add_argument("--volumes", nargs="+", default=[name for name in VOLUMES if name.startswith(("em_", "med_"))])
     parser.add_argument("--features", nargs="+", default=["intensity", "autoencoder"], choices=list(FEATURES))
     parser.add_argument("--counts", nargs="+", type=int, default=[1000, 5000, 20_000, 50_000])
@@ -192,6 +233,8 @@ def main() -> None:
     if "search" in arguments.parts:
         table = search_table(arguments.counts, arguments.threads, with_apricot=arguments.apricot)
         write_section("search", table, DOCUMENT)
+    if "whole" in arguments.parts:
+        write_section("whole", whole_table(arguments.threads), DOCUMENT)
     if "study" in arguments.parts:
         torch.set_num_threads(arguments.threads)
         study(arguments.results, arguments.seeds, arguments.seconds)

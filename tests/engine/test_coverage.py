@@ -210,6 +210,14 @@ def test_long_stacks_exchange_some(monkeypatch: pytest.MonkeyPatch) -> None:
     assert value(sims, cover.order) >= max(value(sims, spread), value(sims, greedy_cover(similarities, 10).order))
 
 
+def test_without_memory_for_exchanges_the_best_start_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("napari_slicelabel.engine.select.exchange._CHOSEN", 5)
+    angle = np.radians([0, 10, 20, 45, 70, 80, 90])
+    similarities = Similarities(np.stack([np.cos(angle), np.sin(angle)], 1))
+    assert sorted(best_cover(similarities, 2, others=[(1, 5)]).order) == [1, 5]
+    assert 3 in best_cover(similarities, 2, others=[(0, 2)]).order
+
+
 # -- what theory promises -------------------------------------------------------------------------------------------
 
 

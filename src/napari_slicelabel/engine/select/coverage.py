@@ -83,6 +83,7 @@ def best_cover(
     -----
     Greedy search looks one pick ahead and can be caught: the first pick, alone in the middle, is in the way of the
     next two. Exchanges (Teitz and Bart 1968) put that right; see `exchange`. Between equals the greedy start wins.
+    Where exchanges would not fit into memory (`can_exchange`) the best start is taken as it is.
     """
     count = len(similarities)
     free = _free(count, annotated, candidates)
@@ -93,12 +94,13 @@ def best_cover(
         fits = len(set(other)) == len(other) == len(greedy.order) and free[list(other)].all()
         if fits and weight[list(other)].sum() <= weight[list(greedy.order)].sum():
             starts.append(tuple(other))
-    if not greedy.order or not can_exchange(count, len(greedy.order)):
+    if not greedy.order:
         return greedy
-    covered = np.zeros(count, np.float32)
-    for index in dict.fromkeys(annotated):
-        np.maximum(covered, similarities.to_all(np.array([index]))[0], out=covered)
-    found = [exchange(similarities, start, covered, np.flatnonzero(free), weight) for start in starts]
+    covered = _covered(similarities, annotated, np.zeros(count, np.float32))
+    if can_exchange(count, len(greedy.order)):
+        found = [exchange(similarities, start, covered, np.flatnonzero(free), weight) for start in starts]
+    else:
+        found = [(float(_covered(similarities, start, covered).sum(dtype=np.float64)), start) for start in starts]
     _, chosen = max(found, key=lambda result: result[0])
     return greedy_cover(similarities, budget, annotated=annotated, candidates=chosen, costs=costs)
 
@@ -201,6 +203,14 @@ def _cover(similarities: Similarities, index: int, best: "NDArray[np.float32]", 
     found = similarities.to_all(np.array([index]))[0]
     better = found > best
     best[better], owner[better] = found[better], index
+
+
+def _covered(similarities: Similarities, indices: Iterable[int], start: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    """Return how well some slices cover each slice, given how well it is covered already."""
+    best = start.copy()
+    for index in dict.fromkeys(indices):
+        np.maximum(best, similarities.to_all(np.array([index]))[0], out=best)
+    return best
 
 
 def _coverage(best: "NDArray[np.float32]") -> float:

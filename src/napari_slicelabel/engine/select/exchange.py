@@ -10,8 +10,8 @@ from napari_slicelabel.engine.select.similarities import Similarities
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_POOL = 2**24
-"""Similarities between the slices that may come in and all slices: 64 MB, and a second or two at worst."""
+_POOL = 2**22
+"""Similarities between the slices that may come in and all slices: they are computed anew in every pass."""
 
 _CHOSEN = 2**25
 """Similarities between the chosen slices and all slices: 128 MB."""
@@ -32,7 +32,7 @@ def exchange(
     covered: "NDArray[np.float32]",
     free: "NDArray[np.intp]",
     weight: "NDArray[np.float64]",
-) -> tuple[float, list[int]]:
+) -> tuple[float, Sequence[int]]:
     """Return coverage and choice after exchanges.
 
     Parameters
@@ -63,7 +63,7 @@ def exchange(
     FastPAM, 2021). If the difference is above 0 they are exchanged at once. It ends after a pass without an exchange,
     or after ten. All numbers are whole: there is no doubt about a sign.
 
-    Where all candidates' similarities are more than 16 million, which is above 4096 slices, only so many candidates
+    Where all candidates have more than 4 million similarities, which is above 2048 slices, only so many candidates
     come in, evenly spread: in long stacks neighbours look alike.
     """
     most = max(1, _POOL // len(covered))

@@ -157,7 +157,7 @@ class Gains:
         self._history = np.empty((_ROUNDS_KEPT, len(free)), np.float32)
         self._now = -1
         self.bound = np.where(free, np.inf, -np.inf)
-        # the round in which a gain was measured: what is added to the bound since is known; -1 = never
+        # the round as of which a bound is that of a measured gain; -1 = never measured, or too long ago
         self._measured = np.full(len(free), -1)
         # the round in which the bound was brought up to date
         self._fresh = np.full(len(free), -1)
@@ -168,7 +168,7 @@ class Gains:
         self._now += 1
         self._history[self._now % _ROUNDS_KEPT] = best
         self._measured[self._measured <= self._now - _ROUNDS_KEPT] = -1
-        if (self._measured < 0).any():
+        if ((self._measured < 0) & (self.bound > -np.inf)).any():
             self._groups.update(best)
 
     def drop(self, index: int) -> None:
