@@ -29,6 +29,7 @@ from napari_slicelabel.engine.evaluate import evaluate
 from napari_slicelabel.engine.events import Finished
 from napari_slicelabel.engine.run import run
 from napari_slicelabel.engine.select import rank, ranked_slices
+from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -87,15 +88,20 @@ def across(volumes: int, slices: int, selector: str, interpolated: bool, seed: i
             _paint(project, case, truths[case], refs)
         if interpolated:
             _interpolate(project, trained)
-        run_id = _finish(project, "self-label", {**TRAINING, "seed": seed})
-        dice = [
-            evaluate(project, truth=Volume.from_array(truths[case], name=case), run_id=run_id, volume=case)["mean_dice"]
-            for case in tested
-        ]
+        try:
+            run_id = _finish(project, "self-label", {**TRAINING, "seed": seed})
+        except InputError:
+            dice = None  # a class is in none of the painted slices: there is nothing to learn it from
+        else:
+            found = [
+                evaluate(project, truth=Volume.from_array(truths[case], name=case), run_id=run_id, volume=case)
+                for case in tested
+            ]
+            dice = float(np.mean([scores["mean_dice"] for scores in found]))
     return {
         "kind": "across",
         "order": _across(volumes, slices, selector, interpolated, seed),
-        "dice": float(np.mean(dice)),
+        "dice": dice,
         "cpu_seconds": round(time.process_time() - began, 1),
     }
 
@@ -113,8 +119,12 @@ def within(name: str, selector: str, method: str, seed: int) -> dict[str, Any]:
             refs = ranked_slices(rank(project, budget=budget, seed=seed, **SELECTORS[selector]))  # type: ignore[arg-type]
             for ref in refs:
                 annotation.write_slice(ref, truth.read_slice(ref)[0, 0], complete=True)
-            run_id = _finish(project, method, {**(WITHIN_TRAINING if method == "self-label" else {}), "seed": seed})
-            dice.append(evaluate(project, truth=truth, run_id=run_id)["mean_dice"])
+            settings = WITHIN_TRAINING if method == "self-label" else {}
+            try:
+                run_id = _finish(project, method, {**settings, "seed": seed})
+                dice.append(evaluate(project, truth=truth, run_id=run_id)["mean_dice"])
+            except InputError:
+                dice.append(None)  # as in `across`
             chosen.append(sorted(ref.index for ref in refs))
             for ref in refs:
                 annotation.clear_slice(ref)
@@ -181,19 +191,31 @@ def tables(results: Sequence[dict[str, Any]]) -> dict[str, str]:
             label = order["selector"] + (" + interpolation" if order["interpolated"] else "")
             across[label, order["volumes"], order["slices"]].append(r["dice"])
     lines = [
-        f"| volume | labelled by | selector | runs | {' | '.join(f'every {every}' for every in EVERY)} |",
-        f"|{'---|' * (4 + len(EVERY))}",
+        f"| volume | labelled by | selector | {' | '.join(f'every {every}' for every in EVERY)} |",
+        f"|{'---|' * (3 + len(EVERY))}",
     ]
     for (name, method, selector), dice in sorted(within.items()):
-        cells = [spread(values) for values in zip(*dice, strict=True)]
-        lines.append(f"| {name} | {method} | {selector} | {len(dice)} | {' | '.join(cells)} |")
+        cells = [_cell(values) for values in zip(*dice, strict=True)]
+        lines.append(f"| {name} | {method} | {selector} | {' | '.join(cells)} |")
     sizes = [size for size in GRID if any(key[1:] == size for key in across)]
     head = [f"{volumes} x {slices}" for volumes, slices in sizes]
     grid = [f"| selector | {' | '.join(head)} |", f"|{'---|' * (1 + len(head))}"]
     for label in dict.fromkeys(key[0] for key in across):
-        cells = [f"{spread(across[label, *size])} ({len(across[label, *size])})" for size in sizes]
-        grid.append(f"| {label} | {' | '.join(cells).replace('- (0)', '-')} |")
+        cells = [_cell(across[label, *size]) for size in sizes]
+        grid.append(f"| {label} | {' | '.join(cells)} |")
     return {"within": "\n".join(lines), "across": "\n".join(grid)}
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    """Return mean and spread of those that there are, and of how many runs."""
+    there = [value for value in values if value is not None]
+    if not values:
+        return "-"
+    return (
+        f"{spread(there)} ({len(there)} of {len(values)})"
+        if len(there) < len(values)
+        else f"{spread(there)} ({len(there)})"
+    )
 
 
 def plot(results: Sequence[dict[str, Any]], file: Path) -> None:
@@ -215,7 +237,7 @@ def plot(results: Sequence[dict[str, Any]], file: Path) -> None:
             ]
             if not dice:
                 continue
-            mean, std = np.mean(dice, 0), np.std(dice, 0)
+            mean, std = np.mean(dice, 0), np.std(dice, 0)  # interpolation never fails
             (line,) = panel.plot(EVERY, mean, "o-", label=f"{selector} ({len(dice)})")
             if len(dice) > 1:
                 panel.fill_between(EVERY, mean - std, mean + std, color=line.get_color(), alpha=0.2, linewidth=0)
