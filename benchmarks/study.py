@@ -149,9 +149,9 @@ def jobs(seeds: int) -> list[tuple[str, dict[str, Any]]]:
                 todo.append(("across", _across(volumes, slices, selector, False, seed)))
             if slices > 1:
                 todo.append(("across", _across(volumes, slices, "interval", True, seed)))
-        if seed == 0:
-            todo += [("within", _within(name, LOOKING[1], "interpolate", 0)) for name in WITHIN]
+    for seed in range(seeds):
         todo += [("within", _within(WITHIN[0], s, "self-label", seed)) for s in ("interval", "random", LOOKING[0])]
+    todo += [("within", _within(name, LOOKING[1], "interpolate", 0)) for name in WITHIN]
     todo += [("across", _across(*size, SHARED, False, seed)) for seed in range(seeds) for size in GRID]
     return todo
 
