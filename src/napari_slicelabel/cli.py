@@ -179,8 +179,8 @@ def select(
     skip
         Slices not to propose: z12 z40, or VOLUME:z12.
     reach
-        Position prior of representative: slices further apart than this many times depth / budget stand for each other
-        less and less; 0: position does not count.
+        Position prior of representative: similarity falls with distance, to 61 % at this many times slices / budget.
+        The smaller, the more evenly proposals are spread; 0: position does not count.
     cost
         What a slice costs: equal, or its area in pixels.
     spread

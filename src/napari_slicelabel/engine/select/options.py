@@ -24,8 +24,8 @@ class SelectOptions(BaseModel):
         0.0,
         ge=0.0,
         le=100.0,
-        description="Position prior: slices further apart than this many times depth / budget stand for each other"
-        " less and less. 0: position does not count; 1: proposals are nearly equally spaced.",
+        description="Position prior: similarity falls with distance, to 61 % at this many times slices / budget. The"
+        " smaller, the more evenly proposals are spread; 0: position does not count.",
     )
     cost: Literal["equal", "area"] = Field(
         "equal",

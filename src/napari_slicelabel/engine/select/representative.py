@@ -57,6 +57,7 @@ def representative(request: Request, features: str = "") -> Generator[Progress |
     the search starts a second time.
     """
     provider = FEATURES[features or request.features]
+    provider.depends(request.seed, request.options)  # weights that are not there: say so before all slices are read
     stacks: list[Thumbnails] = []
     for stack in request.candidates.stacks:
         thumbnails = yield from make_thumbnails(request.project, stack)

@@ -23,6 +23,9 @@ MOST_DIMENSIONS = 8192
 """Of a feature vector: beyond that, rounding could make one longer than 2**12."""
 
 
+_AT_ONCE = 1024
+
+
 class Similarities:
     """Cosine similarity of slices, computed where it is asked for.
 
@@ -66,9 +69,11 @@ class Similarities:
             )
         if not np.isfinite(features).all():
             raise InputError("features hold values that are no numbers; the network that made them went astray")
-        length = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
-        scaled = np.divide(features, length, out=np.zeros(features.shape), where=length > 0)
-        self.rows: NDArray[np.float32] = np.rint(scaled * NORM).astype(np.float32)
+        self.rows: NDArray[np.float32] = np.zeros(features.shape, np.float32)
+        for first in range(0, len(features), _AT_ONCE):
+            wide = features[first : first + _AT_ONCE].astype(np.float64)
+            length = np.linalg.norm(wide, axis=1, keepdims=True)
+            self.rows[first : first + _AT_ONCE] = np.rint(wide / np.where(length > 0, length, 1) * NORM)
         self._positions = None if positions is None or reach <= 0 else np.asarray(positions, np.float64)
         self._stacks = np.zeros(len(features), np.int64) if stacks is None else np.asarray(stacks)
         self._reach = reach
