@@ -1,7 +1,7 @@
-"""How well chosen slices cover a volume, and what choosing costs: ``python -m benchmarks.selection``.
+"""What choosing slices costs, how well they cover, and whether it matters: ``python -m benchmarks.selection``.
 
-Coverage is that of the features which the greedy search looks at, so it says that the search works, not that the labels
-get better. The tables go to docs/selection.md.
+Coverage is that of the features which the search looks at, so it says that the search works, not that the labels get
+better: that is what the study asks (`benchmarks.study`). The tables go to docs/selection.md.
 """
 
 from __future__ import annotations
@@ -17,117 +17,231 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from benchmarks.document import REPOSITORY, write_section
+from benchmarks.document import REPOSITORY, read_results, write_section
 from benchmarks.jobs import apart
 from benchmarks.runs import VOLUMES, make_project, open_pair
+from benchmarks.study import plot, study, tables
+from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.events import drain
+from napari_slicelabel.engine.select import rank
 from napari_slicelabel.engine.select.candidates import Candidates
-from napari_slicelabel.engine.select.coverage import Similarities, greedy_cover
+from napari_slicelabel.engine.select.coverage import best_cover, greedy_cover
 from napari_slicelabel.engine.select.features import FEATURES
 from napari_slicelabel.engine.select.interval import interval
+from napari_slicelabel.engine.select.options import SelectOptions
+from napari_slicelabel.engine.select.similarities import Similarities
 from napari_slicelabel.engine.select.thumbnails import make_thumbnails
 
 if TYPE_CHECKING:
     from typing import Any
 
 DOCUMENT = REPOSITORY / "docs" / "selection.md"
+PICTURE = REPOSITORY / "docs" / "images" / "selection.svg"
 BUDGETS = (1, 2, 3, 5, 10, 20)
 DRAWS = 20
+DENSE = 10_000
+"""Slices up to which apricot gets a dense matrix: 400 MB of similarities, and as much again while it is made."""
 
 
 def cover(name: str, features: str) -> dict[str, Any]:
-    """Return coverage by budget of the greedy pick, of equal intervals and of random slices."""
+    """Return coverage by budget of what `representative` takes, of greedy search, equal intervals and random slices."""
     image, truth = open_pair(VOLUMES[name])
     with tempfile.TemporaryDirectory() as folder:
         project = make_project(Path(folder), image, truth, ())
         candidates = Candidates.of(project, project.names, ("z",))
         thumbnails = drain(make_thumbnails(project, candidates.stacks[0]))
         began = time.process_time()
-        rows = drain(FEATURES[features].compute([thumbnails], torch.device("cpu"), np.random.default_rng(0)))
+        rng, options = np.random.default_rng(0), SelectOptions()
+        rows = drain(FEATURES[features].compute([thumbnails], torch.device("cpu"), rng, options))
         seconds = time.process_time() - began
-        similarities = Similarities(rows - rows.mean(0))
-        depth, rng = len(rows), np.random.default_rng(0)
-        budgets = [budget for budget in BUDGETS if budget < depth]
-        greedy = greedy_cover(similarities, budgets[-1])
+    similarities = Similarities(rows - rows.mean(0))
+    depth, rng = len(rows), np.random.default_rng(0)
 
-        def start(slices: Any) -> float:
-            return greedy_cover(similarities, 0, annotated=[int(z) for z in slices]).start
+    def covered(slices: Any) -> float:
+        return greedy_cover(similarities, 0, annotated=[int(z) for z in slices]).start
 
-        return {
-            "volume": name,
-            "features": features,
-            "feature_seconds": seconds,
-            "budgets": budgets,
-            "greedy": [greedy.coverage[budget - 1] for budget in budgets],
-            "interval": [start(ref.index for _, ref in interval(candidates, budget, rng)) for budget in budgets],
-            "random": [
-                float(np.mean([start(rng.choice(depth, budget, replace=False)) for _ in range(DRAWS)]))
-                for budget in budgets
-            ],
-            "optimum_ratio": _against_optimum(rows),
-        }
+    found: dict[str, list[float]] = {"best": [], "greedy": [], "interval": [], "random": []}
+    budgets = [budget for budget in BUDGETS if budget < depth]
+    greedy = greedy_cover(similarities, budgets[-1])
+    for budget in budgets:
+        spread = [ref.index for _, ref in interval(candidates, budget, rng)]
+        found["best"].append(best_cover(similarities, budget, others=[spread]).coverage[-1])
+        found["greedy"].append(greedy.coverage[budget - 1])
+        found["interval"].append(covered(spread))
+        draws = [covered(rng.choice(depth, budget, replace=False)) for _ in range(DRAWS)]
+        found["random"].append(float(np.mean(draws)))
+    optimum = _against_optimum(rows)
+    return {
+        "volume": name,
+        "features": features,
+        "feature_seconds": seconds,
+        "budgets": budgets,
+        **found,
+        "optimum": optimum,
+    }
 
 
 def _against_optimum(rows: np.ndarray) -> float:
-    """Return greedy over exact coverage, the worst of budgets 2 and 3, on 40 slices spread over the stack."""
+    """Return coverage over the best possible one, the worst of budgets 2 and 3, on 40 slices spread over the stack."""
     few = rows[np.linspace(0, len(rows) - 1, min(40, len(rows))).astype(int)]
     similarities = Similarities(few - few.mean(0))
     sims = similarities.to_all(np.arange(len(few))).astype(np.float64)
     ratios = []
     for budget in (2, 3):
         best = max(sims[list(chosen)].max(0).sum() for chosen in combinations(range(len(few)), budget))
-        ratios.append(sims[list(greedy_cover(similarities, budget).order)].max(0).sum() / best)
+        ratios.append(sims[list(best_cover(similarities, budget).order)].max(0).sum() / best)
     return float(min(ratios))
 
 
-def search(count: int, budget: int = 50, dimensions: int = 128) -> dict[str, Any]:
-    """Return seconds and peak memory of the search alone, on features that wander like those of a stack."""
+def wander(count: int, dimensions: int = 128) -> np.ndarray:
+    """Return features that wander like those of a stack, shape (count, dimensions), less their mean."""
     rng = np.random.default_rng(0)
     walk = np.cumsum(rng.normal(size=(count, dimensions)), 0) * np.sqrt(20 / count)
     rows = (walk + 0.3 * rng.normal(size=walk.shape)).astype(np.float32)
-    began = time.perf_counter()
-    found = greedy_cover(Similarities(rows - rows.mean(0)), budget)
+    found: np.ndarray = rows - rows.mean(0)
+    return found
+
+
+def search(count: int, how: str, budget: int = 50) -> dict[str, Any]:
+    """Return seconds, peak memory and coverage of the search alone: ``greedy``, ``best`` or ``apricot``."""
+    rows = wander(count)
+    spread = [int((2 * part + 1) * count / (2 * budget)) for part in range(budget)]
+    if how == "apricot":
+        _apricot(wander(200), 3)  # numba compiles when it is first called
+    began, processor = time.perf_counter(), time.process_time()
+    if how == "apricot":
+        order = _apricot(rows, budget)
+    elif how == "greedy":
+        order = greedy_cover(Similarities(rows), budget).order
+    else:
+        order = best_cover(Similarities(rows), budget, others=[spread]).order
+    seconds, processor = time.perf_counter() - began, time.process_time() - processor
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return {
-        "count": count,
-        "seconds": time.perf_counter() - began,
-        "coverage": found.coverage[-1],
+        "seconds": seconds,
+        "cpu_seconds": processor,
+        "peak_mb": peak,
+        "coverage": greedy_cover(Similarities(rows), 0, annotated=order).start,
+        "order": list(order),
+    }
+
+
+def whole(depth: int = 1000, side: int = 512, features: str = "autoencoder", device: str = "cpu") -> dict[str, Any]:
+    """Return what it takes to rank a long stack that lies on disk: reading, features, search, then all again."""
+    rng = np.random.default_rng(0)
+    knots = rng.random((depth // 20 + 2, side // 16 + 1, side // 16 + 1))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "long.npy"
+        image = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(depth, side, side))
+        for z in range(depth):
+            share = z % 20 / 20
+            coarse = (1 - share) * knots[z // 20] + share * knots[z // 20 + 1]
+            plane = np.kron(coarse, np.ones((16, 16)))[:side, :side] + 0.1 * rng.random((side, side))
+            image[z] = (230 * plane / 1.1).astype(np.uint8)
+        image.flush()
+        del image
+        project = Project.create(Path(folder) / "long.slicelabel", [path], classes=["one"])
+        times = []
+        for _ in range(2):
+            began, processor = time.perf_counter(), time.process_time()
+            ranking = rank(project, "representative", 20, features=features, device=device)
+            times.append((time.perf_counter() - began, time.process_time() - processor))
+    return {
+        "features": features,
+        "first": times[0],
+        "again": times[1],
+        "coverage": ranking.coverage[-1],
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
 
 
+def whole_table(threads: int) -> str:
+    """Measure whole rankings and return a Markdown table."""
+    lines = ["| features | s | CPU s | again, s | peak MB |", "|---|---|---|---|---|"]
+    for features in ("intensity", "autoencoder"):
+        r = apart("benchmarks.selection:whole", {"features": features}, threads)
+        (seconds, processor), (again, _) = r["first"], r["again"]
+        lines.append(f"| {features} | {seconds:.0f} | {processor:.0f} | {again:.1f} | {r['peak_mb']} |")
+    return "\n".join(lines)
+
+
+def _apricot(rows: np.ndarray, budget: int) -> tuple[int, ...]:
+    """Return what apricot-select's lazy greedy search takes, from a dense matrix of the same cosines in float32."""
+    try:
+        from apricot import FacilityLocationSelection
+    except ImportError as error:
+        raise SystemExit(
+            "--apricot: install apricot-select next to this package, in an environment to throw away"
+        ) from error
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    dense = np.maximum(unit @ unit.T, 0)
+    return tuple(map(int, FacilityLocationSelection(budget, metric="precomputed", optimizer="lazy").fit(dense).ranking))
+
+
 def coverage_table(results: list[dict[str, Any]]) -> str:
-    """Return a Markdown table: greedy / interval / random for every budget."""
-    head = ["volume", "features", *(f"{budget} slices" for budget in BUDGETS), "greedy / optimum", "features, CPU s"]
+    """Return a Markdown table: representative / greedy alone / interval / random for every budget."""
+    head = ["volume", "features", *(f"{budget} slices" for budget in BUDGETS), "of the optimum", "features, CPU s"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for r in results:
-        cells = [
-            f"{g:.3f} / {i:.3f} / {d:.3f}" for g, i, d in zip(r["greedy"], r["interval"], r["random"], strict=True)
-        ]
+        rows = zip(r["best"], r["greedy"], r["interval"], r["random"], strict=True)
+        cells = [" / ".join(f"{value:.3f}".removeprefix("0") for value in row) for row in rows]
         cells += ["-"] * (len(BUDGETS) - len(cells))
-        tail = [f"{r['optimum_ratio']:.3f}", f"{r['feature_seconds']:.0f}"]
+        tail = [f"{r['optimum']:.3f}", f"{r['feature_seconds']:.0f}"]
         lines.append(f"| {' | '.join([r['volume'], r['features'], *cells, *tail])} |")
     return "\n".join(lines)
+
+
+def search_table(counts: list[int], threads: int, *, with_apricot: bool) -> str:
+    """Measure the searches, each in a process of its own, and return a Markdown table."""
+    head = "| slices | search | s | CPU s | peak MB | coverage | picks as greedy |"
+    lines = [head, f"|{'---|' * 7}"]
+    for count in counts:
+        ways = ["greedy", "best", *(["apricot"] if with_apricot and count <= DENSE else [])]
+        found = {how: apart("benchmarks.selection:search", {"count": count, "how": how}, threads) for how in ways}
+        for how, r in found.items():
+            same = sum(a == b for a, b in zip(r["order"], found["greedy"]["order"], strict=True))
+            cells = [count, NAMES[how], f"{r['seconds']:.2f}", f"{r['cpu_seconds']:.2f}", r["peak_mb"]]
+            lines.append(f"| {' | '.join(map(str, cells))} | {r['coverage']:.5f} | {same} of {len(r['order'])} |")
+    return "\n".join(lines)
+
+
+NAMES = {"greedy": "greedy", "best": "greedy, equal intervals, exchanges", "apricot": "apricot-select, lazy"}
 
 
 def main() -> None:
     """Measure and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", default=["coverage", "search", "whole", "study"])
     parser.add_argument("--volumes", nargs="+", default=[name for name in VOLUMES if name.startswith(("em_", "med_"))])
-    parser.add_argument("--features", nargs="+", default=list(FEATURES), choices=list(FEATURES))
+    parser.add_argument("--features", nargs="+", default=["intensity", "autoencoder"], choices=list(FEATURES))
     parser.add_argument("--counts", nargs="+", type=int, default=[1000, 5000, 20_000, 50_000])
+    parser.add_argument("--apricot", action="store_true", help=f"beside apricot-select, up to {DENSE} slices")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--results", type=Path, default=Path("selection.jsonl"), help="of the study, which goes on there"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="of the study")
+    parser.add_argument("--seconds", type=float, default=1e9, help="processor time after which the study stops")
     arguments = parser.parse_args()
-    results = [
-        apart("benchmarks.selection:cover", {"name": name, "features": features}, arguments.threads)
-        for name in arguments.volumes
-        for features in arguments.features
-    ]
-    write_section("coverage", coverage_table(results), DOCUMENT)
-    lines = ["| slices | seconds | peak MB | coverage |", "|---|---|---|---|"]
-    for count in arguments.counts:
-        found = apart("benchmarks.selection:search", {"count": count}, arguments.threads)
-        lines.append(f"| {count} | {found['seconds']:.1f} | {found['peak_mb']} | {found['coverage']:.3f} |")
-    write_section("search", "\n".join(lines), DOCUMENT)
+    if "coverage" in arguments.parts:
+        results = [
+            apart("benchmarks.selection:cover", {"name": name, "features": features}, arguments.threads)
+            for name in arguments.volumes
+            for features in arguments.features
+        ]
+        write_section("coverage", coverage_table(results), DOCUMENT)
+    if "search" in arguments.parts:
+        table = search_table(arguments.counts, arguments.threads, with_apricot=arguments.apricot)
+        write_section("search", table, DOCUMENT)
+    if "whole" in arguments.parts:
+        write_section("whole", whole_table(arguments.threads), DOCUMENT)
+    if "study" in arguments.parts:
+        torch.set_num_threads(arguments.threads)
+        study(arguments.results, arguments.seeds, arguments.seconds)
+        found = read_results(arguments.results)
+        for name, table in tables(found).items():
+            write_section(name, table, DOCUMENT)
+        plot(found, PICTURE)
 
 
 if __name__ == "__main__":

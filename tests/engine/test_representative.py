@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,10 @@ from napari_slicelabel.engine.events import Progress, drain
 from napari_slicelabel.engine.select import Ranking, rank, rank_in_steps
 from napari_slicelabel.engine.select.autoencoders import ConvAutoencoder, MaskedAutoencoder, learn_features, seeded
 from napari_slicelabel.engine.select.candidates import Candidates, Stack
+from napari_slicelabel.engine.select.coverage import greedy_cover
 from napari_slicelabel.engine.select.features import FEATURES
+from napari_slicelabel.engine.select.options import SelectOptions
+from napari_slicelabel.engine.select.similarities import Similarities
 from napari_slicelabel.engine.select.thumbnails import SIDE_PX, Thumbnails, make_thumbnails
 from napari_slicelabel.errors import InputError
 
@@ -26,6 +30,10 @@ if TYPE_CHECKING:
 
 
 pytestmark = pytest.mark.usefixtures("_short_training")
+
+
+OFFLINE = [name for name in FEATURES if name != "pretrained"]
+"""Features that need no weights; tests/engine/test_pretrained.py has the others."""
 
 
 def scenes(seed: int = 0, lengths: tuple[int, ...] = (20, 12, 6), side: int = 48) -> NDArray[np.uint8]:
@@ -99,7 +107,7 @@ def test_empty_and_damaged_slices_are_skipped_and_named(tmp_path: Path) -> None:
         rank(project, "representative", 37, features="intensity")
 
 
-@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("features", OFFLINE)
 def test_one_slice_of_each_scene(staged: Project, features: str) -> None:
     ranking = rank(staged, "representative", 3, features=features)
     scene = np.repeat([0, 1, 2], [20, 12, 6])
@@ -112,7 +120,7 @@ def test_one_slice_of_each_scene(staged: Project, features: str) -> None:
     assert Ranking.model_validate(staged.ranking("representative")) == ranking
 
 
-@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("features", OFFLINE)
 def test_the_same_seed_gives_the_same_ranking_and_leaves_torch_alone(staged: Project, features: str) -> None:
     before = torch.random.get_rng_state()
     first = rank(staged, "representative", 5, features=features, seed=3)
@@ -134,17 +142,140 @@ def test_all_planes_share_one_budget(staged: Project) -> None:
 
 
 def test_it_covers_more_than_equal_intervals(staged: Project) -> None:
-    from napari_slicelabel.engine.select.coverage import Similarities, greedy_cover
-
     made = drain(make_thumbnails(staged, stack_of(staged)))
     assert isinstance(made, Thumbnails)
-    rows = made.pictures.reshape(38, -1)[:, ::3].astype(np.float64)
+    rows = drain(FEATURES["intensity"].compute([made], torch.device("cpu"), np.random.default_rng(0), SelectOptions()))
+    assert isinstance(rows, np.ndarray)
     similarities = Similarities(rows - rows.mean(0))
     for budget in (1, 2, 3, 5, 9):
         chosen = [item.index for item in rank(staged, "interval", budget).order]
         interval = greedy_cover(similarities, 0, annotated=chosen).start
-        # greedy search may miss the optimum, which equal intervals may hit by chance; never by much
-        assert greedy_cover(similarities, budget).coverage[-1] > 0.999 * interval
+        assert rank(staged, "representative", budget, features="intensity").coverage[-1] >= interval - 1e-9
+
+
+def test_a_range_is_all_there_is(staged: Project) -> None:
+    """Slices outside are neither proposed nor stood for, and the annotated ones there do not count."""
+    staged.annotation("scenes").write_slice(SliceRef("z", 4), np.ones((48, 48), np.uint8), complete=True)
+    for method in ("interval", "random", "representative"):
+        ranking = rank(staged, method, 3, features="intensity", options=SelectOptions(range="18:36"))
+        assert {item.index for item in ranking.order} <= set(range(18, 36))
+    stood_for = [item.index for items in ranking.stands_for for item in items]
+    assert sorted(stood_for) == list(range(18, 36))
+    assert rank(staged, "interval", 2, options=SelectOptions(range="18:36")).order[0].index == 31
+    with pytest.raises(InputError, match=r"range=18:39: scenes along z has 38 slices"):
+        rank(staged, "interval", 3, options=SelectOptions(range="18:39"))
+
+
+def test_skipped_slices_want_to_be_covered(staged: Project) -> None:
+    skip = tuple(f"scenes:z{index}" for index in range(32, 37))
+    for method in ("interval", "random", "representative"):
+        ranking = rank(staged, method, 3, features="intensity", options=SelectOptions(skip=(*skip, "y5")))
+        assert not {item.index for item in ranking.order} & set(range(32, 37))
+    assert 37 in {item.index for item in ranking.order}  # the one of the last scene that is left
+    assert {item.index for item in ranking.stands_for[[item.index for item in ranking.order].index(37)]} >= {32, 36}
+    with pytest.raises(InputError, match=r"skip=.*'5' is no slice: expected axis and number"):
+        SelectOptions.of(skip=("5",))
+
+
+def test_position_keeps_proposals_apart(staged: Project) -> None:
+    """Three scenes, six slices: by looks alone some would crowd."""
+
+    def gap(reach: float) -> int:
+        options = SelectOptions(reach=reach)
+        order = rank(staged, "representative", 6, features="intensity", options=options).order
+        places = sorted(item.index for item in order)
+        return min(b - a for a, b in pairwise(places))
+
+    assert gap(0.5) >= 4
+
+
+def test_dear_slices_give_way(tmp_path: Path) -> None:
+    """Slices along z have 48 x 48 pixels, those along x a sixth of that, and show as much."""
+    np.save(tmp_path / "flat.npy", scenes(lengths=(4, 4)))
+    project = Project.create(tmp_path / "flat.slicelabel", [tmp_path / "flat.npy"], classes=["one"])
+
+    def area(cost: str) -> int:
+        options = SelectOptions.of(cost=cost)
+        order = rank(project, "representative", 8, "all", features="intensity", options=options).order
+        return sum(48 * 48 if item.axis == "z" else 8 * 48 for item in order)
+
+    assert area("area") <= area("equal")
+    assert area("area") < 8 * 48 * 48
+
+
+def test_an_even_budget_gives_every_volume_its_share(tmp_path: Path) -> None:
+    """One volume shows one thing throughout, the other three: pooled, the first gets little."""
+    np.save(tmp_path / "dull.npy", scenes(lengths=(38,)))
+    np.save(tmp_path / "rich.npy", scenes(1))
+    project = Project.create(
+        tmp_path / "two.slicelabel", [tmp_path / "dull.npy", tmp_path / "rich.npy"], classes=["one"]
+    )
+
+    def counts(spread: str) -> tuple[Ranking, list[int]]:
+        options = SelectOptions.of(spread=spread)
+        ranking = rank(project, "representative", 4, features="intensity", options=options)
+        return ranking, [sum(item.volume == name for item in ranking.order) for name in ("dull", "rich")]
+
+    pooled, by_volume = counts("pooled")
+    assert by_volume == [1, 3]
+    even, by_volume = counts("even")
+    assert by_volume == [2, 2]
+    assert list(even.coverage) == sorted(even.coverage)
+    assert even.coverage[-1] < pooled.coverage[-1]
+    for item, others in zip(even.order, even.stands_for, strict=True):
+        assert {other.volume for other in others} == {item.volume}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"range": "9:3"}, "range=9:3: expected all, or a:b"),
+        ({"reach": -1}, "reach=-1"),
+        ({"spread": "odd"}, "spread=odd"),
+        ({"rech": 1}, "unknown option 'rech'. Did you mean reach"),
+    ],
+)
+def test_bad_options(values: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        SelectOptions.of(**values)
+
+
+# -- features that are kept -----------------------------------------------------------------------------------------
+
+
+def stages_of(project: Project, **options: object) -> set[str]:
+    steps = rank_in_steps(project, "representative", 3, **options)  # type: ignore[arg-type]
+    return {event.stage for event in steps if isinstance(event, Progress)}
+
+
+def test_features_are_learned_once(staged: Project) -> None:
+    first = rank(staged, "representative", 3)
+    assert stages_of(staged) == {"compare"}
+    staged.annotation("scenes").write_slice(SliceRef("z", 4), np.ones((48, 48), np.uint8), complete=True)
+    again = Project.open(staged.path)
+    assert stages_of(again, options=SelectOptions(range="2:38")) == {"compare"}
+    assert "learn what slices look like" in stages_of(again, seed=1)
+    assert rank(Project.open(staged.path), "representative", 3).features == first.features
+
+
+def test_features_of_an_image_that_changed_or_in_a_damaged_file_are_learned_again(
+    staged: Project, tmp_path: Path
+) -> None:
+    first = rank(staged, "representative", 3)
+    (file,) = (staged.path / "selection" / "features").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:100])
+    assert "learn what slices look like" in stages_of(staged)
+    assert rank(staged, "representative", 3) == first
+    np.save(tmp_path / "scenes.npy", scenes(seed=1))
+    assert "learn what slices look like" in stages_of(Project.open(staged.path))
+
+
+def test_old_features_are_deleted(staged: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("napari_slicelabel.engine.select.feature_store.KEPT", 2)
+    for seed in range(4):
+        rank(staged, "representative", 3, seed=seed)
+    assert len(list((staged.path / "selection" / "features").iterdir())) == 2
+    assert stages_of(staged, seed=3) == {"compare"}
 
 
 def test_volumes_must_have_the_same_channels(tmp_path: Path) -> None:

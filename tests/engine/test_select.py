@@ -60,7 +60,7 @@ class TestInterval:
 
 
 @pytest.mark.usefixtures("_short_training")
-@pytest.mark.parametrize("method", SELECTORS)
+@pytest.mark.parametrize("method", [name for name in SELECTORS if name != "foreground"])  # test_foreground.py
 class TestEverySelector:
     def test_keeps_its_promises(self, painted: Project, method: str) -> None:
         ranking = rank(painted, method, 6, "z", seed=1)

@@ -12,6 +12,7 @@ from napari_slicelabel.engine.config import unknown
 from napari_slicelabel.engine.events import Metric, Progress, drain
 from napari_slicelabel.engine.select.candidates import Candidates
 from napari_slicelabel.engine.select.interval import interval
+from napari_slicelabel.engine.select.options import NO_OPTIONS, SelectOptions
 from napari_slicelabel.engine.select.random import random
 from napari_slicelabel.engine.select.request import Choice, Request
 from napari_slicelabel.errors import InputError
@@ -53,6 +54,7 @@ class Ranking(BaseModel):
     stands_for: tuple[tuple[RankedSlice, ...], ...] = Field(
         default=(), description="for each slice of `order` those that it represents; empty: not known"
     )
+    options: SelectOptions = NO_OPTIONS
     notes: tuple[str, ...] = Field(default=(), description="such as slices that were skipped, and why")
 
 
@@ -91,6 +93,13 @@ def _blind(
     return choose
 
 
+def _foreground(request: Request) -> Generator[Progress | Metric, None, Choice]:
+    """Choose where a run is unsure; torch is imported when it is asked."""
+    from napari_slicelabel.engine.select.foreground import foreground
+
+    return (yield from foreground(request))
+
+
 def _looking(features: str = "") -> Callable[[Request], Generator[Progress | Metric, None, Choice]]:
     """Return a selector that compares slices; torch is imported when it is asked."""
 
@@ -107,6 +116,9 @@ _ALL = (
     Selector("random", "Slices drawn at random", _blind(random)),
     Selector("representative", "Slices that together look most like all slices", _looking(), compares=True),
     Selector("mae", "The same by features of a masked auto-encoder (UAL of S3)", _looking("mae"), compares=True),
+    Selector(
+        "foreground", "Slices far from painted ones where a finished run is unsure of the foreground", _foreground
+    ),
 )
 
 SELECTORS: Mapping[str, Selector] = {selector.name: selector for selector in _ALL}
@@ -123,11 +135,11 @@ def rank(
     features: str = DEFAULT_FEATURES,
     device: str = "auto",
     name: str = "",
+    options: SelectOptions = NO_OPTIONS,
 ) -> Ranking:
     """Choose slices to paint, save the ranking in the project, and return it; see `rank_in_steps`."""
-    return drain(
-        rank_in_steps(project, method, budget, axis, seed, volumes, features=features, device=device, name=name)
-    )
+    more: dict[str, Any] = {"features": features, "device": device, "name": name, "options": options}
+    return drain(rank_in_steps(project, method, budget, axis, seed, volumes, **more))
 
 
 def rank_in_steps(
@@ -141,6 +153,7 @@ def rank_in_steps(
     features: str = DEFAULT_FEATURES,
     device: str = "auto",
     name: str = "",
+    options: SelectOptions = NO_OPTIONS,
 ) -> Generator[Progress | Metric, None, Ranking]:
     """Choose slices to paint, telling how far it is, and save the ranking in the project.
 
@@ -164,6 +177,8 @@ def rank_in_steps(
         Where networks are trained.
     name : str
         Name to keep the ranking under; by default that of the method. A ranking of that name is replaced.
+    options : SelectOptions
+        Range, position prior, cost, spread over stacks, pretrained weights.
 
     Yields
     ------
@@ -178,7 +193,8 @@ def rank_in_steps(
     Raises
     ------
     InputError
-        Unknown method, features, axis or volume, or a budget that is not between 1 and the number of slices left.
+        Unknown method, features, axis or volume, a range outside a stack, a budget that is not between 1 and the number
+        of slices left, or weights or a run that a method needs and that are not there.
     DeviceError
         ``cuda``, and torch sees no GPU.
     StorageError
@@ -198,11 +214,11 @@ def rank_in_steps(
     if axis not in (*AXES, "all"):
         raise InputError(f"axis {axis!r}: expected z, y, x or all")
     names = tuple(dict.fromkeys(volumes)) or project.names
-    candidates = Candidates.of(project, names, AXES if axis == "all" else (axis,))
+    candidates = Candidates.of(project, names, AXES if axis == "all" else (axis,), options)
     if not 1 <= budget <= candidates.count:
         raise InputError(f"budget {budget}: there are {candidates.count} slices to choose from; give 1 to that many")
     rng = np.random.default_rng(seed)
-    request = Request(project, candidates, budget, rng, features, device)
+    request = Request(project, candidates, budget, rng, features, device, seed, options)
     choice = yield from SELECTORS[method].choose(request)
     ranking = Ranking(
         name=name or method,
@@ -215,6 +231,7 @@ def rank_in_steps(
         order=_named(choice.slices),
         coverage=tuple(choice.coverage),
         stands_for=tuple(map(_named, choice.stands_for)),
+        options=options,
         notes=tuple(choice.notes),
     )
     project.save_ranking(ranking.name, ranking.model_dump(mode="json"))

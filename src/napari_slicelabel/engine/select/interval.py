@@ -29,19 +29,19 @@ def interval(candidates: "Candidates", budget: int, rng: "np.random.Generator") 
 
     Notes
     -----
-    A stack of depth D with a share of K is cut into K equal parts, of which the middles are taken. A middle that
+    A stack of D slices with a share of K is cut into K equal parts, of which the middles are taken. A middle that
     is annotated already gives way to the nearest free slice, the lower one of two.
     """
-    shares = _shares([len(stack.free) for stack in candidates.stacks], budget)
+    shares = equal_shares([len(stack.free) for stack in candidates.stacks], budget)
     queues = [
-        [stack.ref(index) for index in _spread(_middles(stack.depth, stack.free, share))]
+        [stack.ref(index) for index in _spread(_middles(stack.indices, stack.free, share))]
         for stack, share in zip(candidates.stacks, shares, strict=True)
     ]
     turns = max(shares)
     return [queue[turn] for turn in range(turns) for queue in queues if turn < len(queue)]
 
 
-def _shares(sizes: Sequence[int], budget: int) -> list[int]:
+def equal_shares(sizes: Sequence[int], budget: int) -> list[int]:
     """Return whole numbers that add up to `budget`, in proportion to `sizes`; largest remainders round up."""
     exact = [budget * size / sum(sizes) for size in sizes]
     shares = [int(value) for value in exact]
@@ -51,11 +51,11 @@ def _shares(sizes: Sequence[int], budget: int) -> list[int]:
     return shares
 
 
-def _middles(depth: int, free: Sequence[int], share: int) -> list[int]:
+def _middles(span: range, free: Sequence[int], share: int) -> list[int]:
     left = set(free)
     chosen = []
     for part in range(share):
-        middle = (2 * part + 1) * depth // (2 * share)
+        middle = span.start + (2 * part + 1) * len(span) // (2 * share)
         index = min(left, key=lambda other: (abs(other - middle), other))
         left.remove(index)
         chosen.append(index)

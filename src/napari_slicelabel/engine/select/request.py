@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from napari_slicelabel.engine.select.options import NO_OPTIONS, SelectOptions
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -32,6 +34,10 @@ class Request:
         A name in `FEATURES`, for selectors that compare slices.
     device : {"auto", "cpu", "cuda"}
         Where networks are trained.
+    seed : int
+        That of `rng`, for what is kept and found again.
+    options : SelectOptions
+        The rest.
     """
 
     project: "Project"
@@ -40,6 +46,8 @@ class Request:
     rng: "np.random.Generator"
     features: str
     device: str
+    seed: int = 0
+    options: SelectOptions = NO_OPTIONS
 
 
 @dataclass(frozen=True)

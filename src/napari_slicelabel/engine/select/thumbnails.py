@@ -43,10 +43,13 @@ class Thumbnails:
         Which slices.
     pictures : ndarray of shape (n, c, SIDE_PX, SIDE_PX), uint8
         From the robust minimum (0) to the robust maximum (255) of the volume; mapped from disk.
+    fingerprint : str
+        What tells whether the image is still the one that they were made of.
     """
 
     stack: Stack
     pictures: "NDArray[np.uint8]"
+    fingerprint: str
 
     def unusable(self) -> dict[int, str]:
         """Return the slices that should not be proposed, and why.
@@ -129,7 +132,7 @@ def make_thumbnails(project: "Project", stack: Stack) -> Generator[Progress, Non
             write_text(note, json.dumps({**facts, "done": index + 1}))
         yield Progress(stage, index + 1, stack.depth)
     with storage_errors(file, "read"):
-        return Thumbnails(stack, np.load(file, mmap_mode="r"))
+        return Thumbnails(stack, np.load(file, mmap_mode="r"), str(facts["source"]))
 
 
 def _small(volume: "Volume", ref: SliceRef) -> "NDArray[np.uint8]":

@@ -1,0 +1,225 @@
+"""What each slice would add to the coverage: upper bounds that are cheap, and gains that are exact.
+
+Coverage of a set S is ``F(S) = sum_j max_{i in S} sim(i, j)``. With ``best_j`` the maximum so far, slice i gains
+``sum_j max(sim(i, j) - best_j, 0)``: a row of similarities, n times d multiplications. `Gains` knows of every slice a
+number that its gain cannot exceed, and lowers it by the cheapest means there is:
+
+- a slice that was never measured is bounded by what groups of neighbours can give it (`GroupBounds`);
+- a slice that was measured some picks ago has lost what these picks took, which is a matter of the slices that have
+  become better covered since, and of no others;
+- slices that are certainly better covered than by the slice measured are left out (`Reach`), most of them in the end.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from napari_slicelabel.engine.select.similarities import FULL, NORM, Similarities
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from numpy.typing import NDArray
+
+_GROUP = 64
+"""Slices of a group, at least: consecutive ones look alike."""
+
+_MOST_GROUPS = 128
+
+_NEAR = 32
+"""Slices of a group for `Reach`."""
+
+_CHUNK = 64
+"""Slices, neighbours where possible, whose bounds are lowered by one matrix product."""
+
+_ROUNDS_KEPT = 64
+"""Picks of which the coverage is remembered: 5 MB for 20,000 slices. What was measured earlier is measured anew."""
+
+_SLACK = 1e-5
+"""A sum of float32 numbers above 0 is off by less than this share of it: numpy adds a row in pairs of pairs."""
+
+
+class GroupBounds:
+    """Upper bounds of gains without a look at any pair of slices.
+
+    With x = sim - best, a gain is the sum of max(x, 0) = (x + abs(x)) / 2, and the sum of abs(x) over a group of m
+    slices is at most the root of m times the sum of x², by Cauchy and Schwarz. The sum of x over a group needs the mean
+    of the group's feature vectors. The sum of squares about the mean has three parts: that of sim is at most the
+    largest eigenvalue of the group's scatter matrix times the squared length of the slice's vector, that of best is
+    known, and the mixed one is a product with one more vector per group. A position factor, at most 1, only makes gains
+    smaller.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, d), float32
+        Feature vectors.
+    """
+
+    def __init__(self, rows: "NDArray[np.float32]") -> None:
+        self._rows = rows
+        self._lengths = np.square(rows, dtype=np.float64).sum(1)
+        self._starts = np.arange(0, len(rows), max(_GROUP, -(-len(rows) // _MOST_GROUPS)))
+        self._sizes = np.diff(np.append(self._starts, len(rows)))
+        self._means = np.add.reduceat(rows, self._starts, axis=0, dtype=np.float64) / self._sizes[:, None]
+        self._scatter = np.array([self._largest(number) for number in range(len(self._starts))])
+        self._level = self._squares = np.zeros(len(self._starts))
+        self._mixed = np.zeros(self._means.shape)
+
+    def _part(self, number: int) -> slice:
+        return slice(int(self._starts[number]), int(self._starts[number] + self._sizes[number]))
+
+    def _largest(self, number: int) -> float:
+        """Return the largest eigenvalue of a group's scatter matrix, from whichever product is the smaller."""
+        around = self._rows[self._part(number)] - self._means[number]
+        product = around @ around.T if len(around) < around.shape[1] else around.T @ around
+        return float(np.linalg.eigvalsh(product)[-1])
+
+    def update(self, best: "NDArray[np.float32]") -> None:
+        """Take note of how well every slice is covered, shape (n,)."""
+        wide = best.astype(np.float64)
+        self._level = np.add.reduceat(wide, self._starts) / self._sizes
+        around = wide - np.repeat(self._level, self._sizes)
+        self._squares = np.add.reduceat(around * around, self._starts)
+        for number in range(len(self._starts)):
+            # less the mean of the vectors, which the deviations of a group, adding up to 0, do not see
+            self._mixed[number] = around[self._part(number)] @ self._rows[self._part(number)]
+
+    def gains(self, indices: "NDArray[np.intp]") -> "NDArray[np.float64]":
+        """Return for some slices numbers that their gains over the coverage noted last cannot exceed."""
+        rows = self._rows[indices].astype(np.float64)
+        mean = rows @ self._means.T - self._level
+        squares = self._lengths[indices][:, None] * self._scatter + self._squares
+        # what rounding may have cost, a thousand times over
+        slack = 1e-12 * (squares + FULL**2)
+        spread = np.maximum(squares - 2 * (rows @ self._mixed.T), 0) + slack
+        bound: NDArray[np.float64] = (self._sizes * (mean + np.sqrt(mean * mean + spread / self._sizes))).sum(1) / 2
+        return bound
+
+
+class Reach:
+    """Which slices some slices can be more similar to than a given similarity, without a look at any pair.
+
+    ``x · y <= x · mean + |x| radius`` for all y of a group of neighbours, by Cauchy and Schwarz.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n, d), float32
+        Feature vectors.
+    """
+
+    def __init__(self, rows: "NDArray[np.float32]") -> None:
+        self._rows = rows
+        self._starts = np.arange(0, len(rows), _NEAR)
+        self._sizes = np.diff(np.append(self._starts, len(rows)))
+        self._means = np.add.reduceat(rows, self._starts, axis=0) / self._sizes[:, None].astype(np.float32)
+        apart = np.linalg.norm(rows - np.repeat(self._means, self._sizes, axis=0), axis=1)
+        # far above what float32 may have cost, far below what makes a difference
+        self._radius = np.maximum.reduceat(apart, self._starts) + np.float32(1e-3 * NORM)
+
+    def columns(self, indices: "NDArray[np.intp]", level: "NDArray[np.float32]") -> "NDArray[np.bool_]":
+        """Return for all slices, shape (n,), whether one of `indices` may be more similar to it than its `level`."""
+        rows = self._rows[indices]
+        highest = rows @ self._means.T + np.linalg.norm(rows, axis=1)[:, None] * self._radius
+        found: NDArray[np.bool_] = (highest > np.minimum.reduceat(level, self._starts)).any(0)
+        return np.repeat(found, self._sizes)
+
+
+class Gains:
+    """What slices gain, bounded from above and measured where that matters.
+
+    Parameters
+    ----------
+    similarities : Similarities
+        Of all slices.
+    free : ndarray of shape (n,), bool
+        Slices that may be picked.
+    best : ndarray of shape (n,), float32
+        How well each slice is covered at the start.
+    pool : ThreadPoolExecutor
+        Where products are computed; see `one_product_each`.
+
+    Attributes
+    ----------
+    bound : ndarray of shape (n,), float64
+        No gain exceeds its bound; -inf of a slice that is out.
+    """
+
+    def __init__(
+        self,
+        similarities: Similarities,
+        free: "NDArray[np.bool_]",
+        best: "NDArray[np.float32]",
+        pool: "ThreadPoolExecutor",
+    ) -> None:
+        self._similarities, self._pool = similarities, pool
+        self._groups = GroupBounds(similarities.rows)
+        self._reach = Reach(similarities.rows)
+        self._history = np.empty((_ROUNDS_KEPT, len(free)), np.float32)
+        self._now = -1
+        self.bound = np.where(free, np.inf, -np.inf)
+        # the round as of which a bound is that of a measured gain; -1 = never measured, or too long ago
+        self._measured = np.full(len(free), -1)
+        # the round in which the bound was brought up to date
+        self._fresh = np.full(len(free), -1)
+        self.cover(best)
+
+    def cover(self, best: "NDArray[np.float32]") -> None:
+        """Take note of how well every slice is covered now; never less than before."""
+        self._now += 1
+        self._history[self._now % _ROUNDS_KEPT] = best
+        self._measured[self._measured <= self._now - _ROUNDS_KEPT] = -1
+        if ((self._measured < 0) & (self.bound > -np.inf)).any():
+            self._groups.update(best)
+
+    def drop(self, index: int) -> None:
+        """Take a slice out: it was picked."""
+        self.bound[index] = -np.inf
+
+    def is_fresh(self, indices: "NDArray[np.intp]") -> "NDArray[np.bool_]":
+        """Return of which slices the bound is as low as it gets without measuring them in full."""
+        fresh: NDArray[np.bool_] = self._fresh[indices] == self._now
+        return fresh
+
+    def refresh(self, indices: "NDArray[np.intp]") -> None:
+        """Lower the bounds of some slices by what has been covered since."""
+        never = indices[self._measured[indices] < 0]
+        if len(never):
+            self.bound[never] = np.minimum(self.bound[never], self._groups.gains(never))
+        once = np.sort(indices[self._measured[indices] >= 0])
+        list(self._pool.map(self._lower, _chunks(once)))
+        self._fresh[indices] = self._now
+
+    def _lower(self, indices: "NDArray[np.intp]") -> None:
+        """Subtract from what some slices gained when they were measured what has been taken since."""
+        rounds = self._measured[indices]
+        oldest = self._history[rounds.min() % _ROUNDS_KEPT]
+        now = self._history[self._now % _ROUNDS_KEPT]
+        columns = np.flatnonzero(self._reach.columns(indices, oldest) & (now > oldest))
+        same = rounds.min() == rounds.max()
+        before = oldest[columns] if same else self._history[np.ix_(rounds % _ROUNDS_KEPT, columns)]
+        taken = self._similarities.between(indices, columns)
+        np.minimum(taken, now[columns], out=taken)
+        taken -= before
+        np.maximum(taken, 0, out=taken)
+        self.bound[indices] -= (1 - _SLACK) * taken.sum(1).astype(np.float64)
+        self._measured[indices] = self._now
+
+    def measure(self, indices: "NDArray[np.intp]") -> "NDArray[np.float64]":
+        """Return the exact gains of some slices, which are their bounds from now on."""
+        list(self._pool.map(self._measure, _chunks(np.sort(indices))))
+        found: NDArray[np.float64] = self.bound[indices]
+        return found
+
+    def _measure(self, indices: "NDArray[np.intp]") -> None:
+        best = self._history[self._now % _ROUNDS_KEPT]
+        columns = np.flatnonzero(self._reach.columns(indices, best))
+        everything = 2 * len(columns) > len(best)
+        above = self._similarities.between(indices, slice(None) if everything else columns)
+        above -= best if everything else best[columns]
+        np.maximum(above, 0, out=above)
+        self.bound[indices] = above.sum(1, dtype=np.float64)
+        self._measured[indices] = self._fresh[indices] = self._now
+
+
+def _chunks(indices: "NDArray[np.intp]") -> "list[NDArray[np.intp]]":
+    return [indices[first : first + _CHUNK] for first in range(0, len(indices), _CHUNK)]
