@@ -13,7 +13,7 @@ import torch
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.events import Progress, drain
-from napari_slicelabel.engine.select import Ranking, rank, rank_in_steps
+from napari_slicelabel.engine.select import FEATURE_NAMES, Ranking, rank, rank_in_steps
 from napari_slicelabel.engine.select.autoencoders import ConvAutoencoder, MaskedAutoencoder, learn_features, seeded
 from napari_slicelabel.engine.select.candidates import Candidates, Stack
 from napari_slicelabel.engine.select.coverage import greedy_cover
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 
 pytestmark = pytest.mark.usefixtures("_short_training")
+
+
+def test_the_names_of_features_are_listed_without_torch() -> None:
+    assert tuple(FEATURES) == FEATURE_NAMES
 
 
 OFFLINE = [name for name in FEATURES if name != "pretrained"]

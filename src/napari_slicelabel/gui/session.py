@@ -24,6 +24,7 @@ from napari_slicelabel.engine.pieces import read_stops, write_stops
 from napari_slicelabel.engine.plan import RunPlan, plan
 from napari_slicelabel.engine.record import JOURNAL_NAME, RunRecord, read_events
 from napari_slicelabel.engine.select import DEFAULT_FEATURES, SELECTORS, Ranking, rank_in_steps
+from napari_slicelabel.engine.select.options import SelectOptions
 from napari_slicelabel.errors import InputError, SliceLabelError
 from napari_slicelabel.gui import layers as show
 from napari_slicelabel.gui.background import be_nice, import_networks
@@ -494,6 +495,10 @@ class Session(QObject):
         self._choosing = Choosing()
         self._give_up_choosing.clear()
         device = settings().device
+        options = SelectOptions(
+            range=self.config.range if self.config is not None and axis == self.axis else "all",
+            skip=tuple(f"{self.volume}:{ref}" for ref in sorted(self._skipped)),
+        )
 
         def work() -> Ranking | None:
             be_nice()
@@ -510,6 +515,7 @@ class Session(QObject):
                 features=features,
                 device=device,
                 name=SELECTION,
+                options=options,
             )
             return self._watch_choosing(steps)
 
@@ -564,7 +570,6 @@ class Session(QObject):
         for note in ranking.notes:
             self.say(note)
         self._ranking = ranking
-        self._skipped.clear()
         order, _ = self._proposed()
         if order:
             self.jump(order[0])

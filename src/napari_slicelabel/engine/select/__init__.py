@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 DEFAULT_FEATURES = "autoencoder"
 
+FEATURE_NAMES = ("autoencoder", "mae", "pretrained", "intensity")
+"""The names in `features.FEATURES`, for whoever lists them without torch."""
+
 
 class RankedSlice(BaseModel):
     """One proposal."""

@@ -10,7 +10,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QComboBox, QFormLayout, QProgressBar, QSpinBox, QWidget
 
 from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
-from napari_slicelabel.engine.select import SELECTORS
+from napari_slicelabel.engine.select import DEFAULT_FEATURES, SELECTORS
 from napari_slicelabel.gui.coverage_curve import CoverageCurve
 from napari_slicelabel.gui.panels.base import Panel, button, changed
 from napari_slicelabel.gui.slice_list import ProposedSlice, SliceList
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from napari_slicelabel.gui.workspace import Workspace
 
 _THUMBNAIL_PX = 96
+_WITH_FEATURES = "representative"
+_FEATURES = {
+    "autoencoder": ("What a network learns of them", "A small network learns to draw the slices; takes a minute."),
+    "mae": ("What it takes to complete them", "A network learns to fill in hidden parts of the slices; slower."),
+    "intensity": ("Their intensities", "Small pictures of the slices; fast."),
+    "pretrained": ("A network trained on photographs", "Its weights must be installed; see the README."),
+}
 
 
 class SelectPanel(Panel):
@@ -39,6 +46,12 @@ class SelectPanel(Panel):
             self.method.addItem(name.capitalize(), name)
             self.method.setItemData(self.method.count() - 1, selector.title, Qt.ItemDataRole.ToolTipRole)
         self.method.setToolTip("How slices are chosen.")
+        self.method.currentIndexChanged.connect(lambda _index: self._show_features())
+        self.features = QComboBox()
+        for name, (text, tip) in _FEATURES.items():
+            self.features.addItem(text, name)
+            self.features.setItemData(self.features.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
+        self.features.setToolTip("What the slices are compared by.")
         self.budget = QSpinBox()
         self.budget.setRange(1, 999)
         self.budget.setValue(5)
@@ -50,6 +63,9 @@ class SelectPanel(Panel):
         form.setContentsMargins(0, 0, 0, 0)
         form.setSpacing(4)
         form.addRow("Method", self.method)
+        form.addRow("Compare by", self.features)
+        self._form = form
+        self._show_features()
         form.addRow("Slices", self.budget)
         form.addRow("Axis", self.axis)
         self.column.addLayout(form)
@@ -105,7 +121,11 @@ class SelectPanel(Panel):
     def _propose(self) -> None:
         if self.session is not None:
             method, axis = self.method.currentData(), self.axis.currentText()
-            self.session.propose(method, self.budget.value(), axis)  # type: ignore[arg-type]
+            features = self.features.currentData() if method == _WITH_FEATURES else DEFAULT_FEATURES
+            self.session.propose(method, self.budget.value(), axis, features=features)  # type: ignore[arg-type]
+
+    def _show_features(self) -> None:
+        self._form.setRowVisible(self.features, self.method.currentData() == _WITH_FEATURES)
 
     def _jump(self, ref: SliceRef) -> None:
         if self.session is not None:
