@@ -17,6 +17,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 from napari_slicelabel.engine.events import Event, Finished, Metric, Progress, SliceDone, Started
 from napari_slicelabel.engine.run import run
 from napari_slicelabel.errors import SliceLabelError
+from napari_slicelabel.gui import garbage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -217,6 +218,7 @@ class RunWorker(QObject):
         self._pace = _Pace(steps, predictions, step_s, prediction_s)
         self._clock = time.monotonic()
         self.state = RunState(phase="starting", run_id=resume or "")
+        garbage.spare()
         self._thread = threading.Thread(target=self._work, args=(config, resume), name="slicelabel-run", daemon=True)
         self._thread.start()
         self._timer.start()
@@ -341,6 +343,7 @@ class RunWorker(QObject):
 
     def _end(self) -> None:
         self._timer.stop()
+        garbage.look_at_all()
         error = self._ended.error
         phase: Phase = self._outcome
         if error is not None:
