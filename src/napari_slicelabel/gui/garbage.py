@@ -15,17 +15,16 @@ if TYPE_CHECKING:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Collect nothing during a block that imports much: none of it is garbage."""
+    """Collect nothing during a block that imports much, and once at its end, while everybody waits for it anyway."""
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        # puts all that is there with the oldest objects, without looking at it
-        gc.freeze()
-        gc.unfreeze()
         if enabled:
             gc.enable()
+            # else the next thing that makes many objects, such as adding a layer, would wait for this look at them all
+            gc.collect()
 
 
 def spare() -> None:
