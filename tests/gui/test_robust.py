@@ -398,7 +398,7 @@ def test_one_project_in_two_viewers_is_refused(
     bench.wait(lambda: bool(heard))
     assert "another window" in heard[0]
     assert other.workspace.session is None
-    bench.workspace.end_session()
+    bench.workspace.close()
     other.workspace.open_project(tmp_path / "stack.slicelabel")
     bench.wait(lambda: other.workspace.session is not None)
     other.settle()
