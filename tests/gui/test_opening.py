@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 from napari_slicelabel.gui import dock, opening
+from napari_slicelabel.gui.garbage import uncollected
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,6 +50,13 @@ def test_a_widget_is_imported_in_another_thread(qtbot: QtBot, tmp_path: Path, mo
     assert place.content is None
     qtbot.waitUntil(lambda: place.content is not None, timeout=60_000)
     assert sys.modules.pop("slow_to_import").THREAD is not threading.main_thread()
+
+
+def test_an_import_collects_no_garbage_and_garbage_is_collected_afterwards() -> None:
+    with uncollected():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
 
 
 def test_an_import_that_fails_is_said(qtbot: QtBot, monkeypatch: pytest.MonkeyPatch) -> None:

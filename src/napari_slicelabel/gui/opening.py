@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
+from napari_slicelabel.gui.garbage import uncollected
 from napari_slicelabel.gui.tasks import Tasks
 
 if TYPE_CHECKING:
@@ -61,9 +62,10 @@ class _Opening(QWidget):
 
 
 def _load() -> Any:
-    module = import_module(_CONTENT)
-    # what the first run would import: better now than while somebody scrolls
-    import_module("napari_slicelabel.gui.background").import_networks()
+    with uncollected():
+        module = import_module(_CONTENT)
+        # what the first run would import: better now than while somebody scrolls
+        import_module("napari_slicelabel.gui.background").import_networks()
     return module
 
 

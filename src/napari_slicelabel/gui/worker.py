@@ -15,6 +15,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 from napari_slicelabel.engine.events import Event, Finished, Metric, Progress, SliceDone, Started
 from napari_slicelabel.engine.run import nowhere, run
 from napari_slicelabel.errors import SliceLabelError
+from napari_slicelabel.gui import garbage
 from napari_slicelabel.gui.background import be_nice, import_networks
 
 if TYPE_CHECKING:
@@ -217,6 +218,7 @@ class RunWorker(QObject):
         self._pace = _Pace(work.steps, work.predictions, work.step_s, work.prediction_s) if work else None
         self._clock = time.monotonic()
         self.state = RunState(phase="starting", run_id=resume or "")
+        garbage.spare()
         self._thread = threading.Thread(target=self._work, args=(config, resume), name="slicelabel-run", daemon=True)
         self._thread.start()
         self._timer.start()
@@ -346,6 +348,7 @@ class RunWorker(QObject):
 
     def _end(self) -> None:
         self._timer.stop()
+        garbage.look_at_all()
         error = self._ended.error
         phase: Phase = self._outcome
         if error is not None:

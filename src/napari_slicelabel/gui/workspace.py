@@ -243,21 +243,21 @@ class Workspace(QObject):
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
-    def end_session(self) -> None:
+    def end_session(self, *, keep_layers: bool = False) -> None:
         """Stop the run, save what is painted, and remove our layers; the image stays."""
         session, self.session = self.session, None
         if session is not None:
             session.close()
-            session.remove_layers()
+            if not keep_layers:
+                session.remove_layers()
             self.session_changed.emit()
 
     def close(self) -> None:
         """End everything."""
         atexit.unregister(self.close)
         self._watch.stop()
-        if self.session is not None:
-            # not its layers: their window is going too
-            self.session.close()
+        # the layers go with their window
+        self.end_session(keep_layers=True)
         self._tasks.close()
 
     def _check_viewer(self) -> None:
