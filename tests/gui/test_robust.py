@@ -328,7 +328,7 @@ def test_the_labels_layer_may_go_with_its_brush_on(bench: Bench, stack: Sample) 
     bench.session.jump(SliceRef("z", 8))
     bench.drag((10, 10), (10, 20))
     assert bench.session.labels.mode == "paint"
-    learning(bench)
+    bench.qtbot.wait(200)
     bench.viewer.layers.remove(bench.session.labels)
     bench.qtbot.wait(100)
     bench.click(bench.panel("VolumePanel").show_labels)
@@ -336,7 +336,6 @@ def test_the_labels_layer_may_go_with_its_brush_on(bench: Bench, stack: Sample) 
     bench.drag((30, 10), (30, 20))
     plane = bench.session.store.read_plane(SliceRef("z", 8))
     assert plane[10, 15] == plane[30, 15] == 1
-    stop(bench)
 
 
 def test_all_layers_may_go(bench: Bench, stack: Sample) -> None:

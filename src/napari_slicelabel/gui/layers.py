@@ -144,12 +144,15 @@ def add_confidence(viewer: Any, result: ResultArray, name: str, image: Any, abou
     )
 
 
-def put_brush_away(layer: Any) -> None:
-    """End painting in a layer that is about to be removed; an image layer is left as it is.
+def put_brush_away(viewer: Any, layer: Any) -> None:
+    """End painting in a labels layer that is about to be removed.
 
     Where the layer goes while its brush is on the canvas, napari 0.9.2 crashes in OpenGL as soon as another one comes.
     """
-    layer.mode = "pan_zoom"
+    if layer.mode != "pan_zoom":
+        layer.mode = "pan_zoom"
+        # the canvas has to be drawn without the brush before the layer is gone
+        viewer.screenshot(canvas_only=True, flash=False)
 
 
 def current_slice(viewer: Any, layer: Any) -> SliceRef | None:

@@ -246,16 +246,19 @@ class Session(QObject):
     def remove_layers(self) -> None:
         """Take our layers out of the viewer: once the session is closed, nothing that is painted there is saved."""
         viewer = self._viewer()
+        if viewer is None:
+            return
         for layer in (self.labels, self.prediction, self.confidence):
-            if viewer is not None and layer is not None and layer in viewer.layers:
-                # see `_layer_going`, which the closed session is no longer called for
-                show.put_brush_away(layer)
+            if layer is not None and layer in viewer.layers:
+                if layer == self.labels:
+                    # see `_layer_going`, which a closed session is no longer called for
+                    show.put_brush_away(viewer, layer)
                 viewer.layers.remove(layer)
 
     def _layer_going(self, event: Any) -> None:
         viewer = self._viewer()
         if viewer is not None and self.labels is not None and viewer.layers[event.index] == self.labels:
-            show.put_brush_away(self.labels)
+            show.put_brush_away(viewer, self.labels)
 
     def _layer_removed(self, event: Any) -> None:
         for role in ("image", "labels", "prediction", "confidence"):
