@@ -30,7 +30,7 @@ _STAGES = {
     "fit": "Learning from your slices",
     "fill": "Labelling all slices",
     "calibrate": "Measuring confidence",
-    "transfer": "Learning for the other volumes",
+    "transfer": "Learning a model for other images",
 }
 
 
