@@ -236,7 +236,7 @@ def test_an_even_budget_gives_every_volume_its_share(tmp_path: Path) -> None:
         ({"range": "9:3"}, "range=9:3: expected all, or a:b"),
         ({"reach": -1}, "reach=-1"),
         ({"spread": "odd"}, "spread=odd"),
-        ({"rech": 1}, "unknown option 'rech'. Did you mean reach"),
+        ({"costs": 1}, "unknown option 'costs'. Did you mean cost"),
     ],
 )
 def test_bad_options(values: dict[str, object], message: str) -> None:

@@ -115,9 +115,15 @@ def _looking(features: str = "") -> Callable[[Request], Generator[Progress | Met
 
 
 _ALL = (
-    Selector("interval", "Equally spaced slices", _blind(interval)),
+    Selector("interval", "Equally spaced slices: the safe choice", _blind(interval)),
     Selector("random", "Slices drawn at random", _blind(random)),
-    Selector("representative", "Slices that together look most like all slices", _looking(), compares=True),
+    Selector(
+        "representative",
+        "Slices that together look most like all slices: in our tests mostly as good as equal spacing or better, but"
+        " not with a single slice per volume",
+        _looking(),
+        compares=True,
+    ),
     Selector("mae", "The same by features of a masked auto-encoder (UAL of S3)", _looking("mae"), compares=True),
     Selector(
         "foreground", "Slices far from painted ones where a finished run is unsure of the foreground", _foreground
