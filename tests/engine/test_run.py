@@ -22,6 +22,7 @@ from napari_slicelabel.engine.methods import METHODS, Method
 from napari_slicelabel.engine.record import RunRecord, new_run_folder, newest_finished, read_events
 from napari_slicelabel.engine.run import resume_config, run
 from napari_slicelabel.engine.stores import SliceStore
+from napari_slicelabel.engine.work import Work
 from napari_slicelabel.errors import BusyError, DeviceError, InputError, MissingFileError, StorageError
 
 if TYPE_CHECKING:
@@ -36,12 +37,17 @@ class FakeConfig(MethodConfig):
     """Nothing of its own."""
 
 
+def no_work(_stacks: object, _classes: int, _config: object) -> Work:
+    """Nobody plans the methods made here."""
+    return Work(rounds=0, steps=0, predictions=0, step_s=0.0, prediction_s=0.0, memory_bytes=0)
+
+
 @pytest.fixture
 def method(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], FakeConfig]:
     """Puts a function into METHODS as ``fake`` and returns a config of it."""
 
     def install(propagate: Any) -> FakeConfig:
-        monkeypatch.setitem(METHODS, "fake", Method("fake", "made for a test", FakeConfig, propagate))
+        monkeypatch.setitem(METHODS, "fake", Method("fake", "made for a test", FakeConfig, propagate, no_work))
         return FakeConfig(device="cpu")
 
     return install
@@ -53,7 +59,7 @@ def background(context: RunContext, index: int) -> SliceDone:
 
 
 def fill(context: RunContext, config: FakeConfig) -> Iterator[Event]:
-    for index in context.span("tiny"):
+    for index in context.slices("tiny"):
         if context.stop():
             return
         if index not in context.done("tiny"):
