@@ -14,7 +14,7 @@ from napari_slicelabel.data.boxes import AXES, SliceRef
 from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.errors import InputError
-from napari_slicelabel.gui.layers import KEY
+from napari_slicelabel.gui.layers import role as role_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,8 +77,8 @@ def our_threads() -> set[threading.Thread]:
 
 
 def ours(bench: Bench) -> list[str]:
-    """Return the roles of our layers, sorted."""
-    return sorted(dict(layer.metadata[KEY])["role"] for layer in bench.viewer.layers if KEY in layer.metadata)
+    """Return the roles of the layers that we add, sorted; the image is marked too."""
+    return sorted(role_of(layer) for layer in bench.viewer.layers if role_of(layer) not in ("", "image"))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from napari_slicelabel.engine.config import MethodConfig
 from napari_slicelabel.engine.methods import METHODS
 from napari_slicelabel.engine.methods.interpolate import InterpolateConfig
 from napari_slicelabel.engine.methods.self_label import SelfLabelConfig
+from napari_slicelabel.engine.pieces import write_stops
 from napari_slicelabel.errors import InputError
 from napari_slicelabel.gui.forms import ConfigForm, FloatBox, field_title
 
@@ -35,6 +36,8 @@ def config_values(item: FieldInfo, name: str, kind: type[MethodConfig]) -> st.Se
         return st.just("all") | st.tuples(st.integers(0, 99), st.integers(100, 10**9)).map(
             lambda ab: f"{ab[0]}:{ab[1]}"
         )
+    if name == "stops":
+        return st.sets(st.integers(0, 10**6), max_size=4).map(write_stops)
     limits = {key: getattr(c, key) for c in item.metadata for key in ("ge", "le", "multiple_of") if hasattr(c, key)}
     low, high = limits.get("ge"), limits.get("le")
     if item.annotation is bool:

@@ -47,7 +47,7 @@ def strip() -> QWidget:
 
 def class_table() -> QWidget:
     widget = ClassTable()
-    widget.set_classes([ClassRow(1, "mitochondria", "#e69f00", "painted"), ClassRow(2, "membrane", "#56b4e9")])
+    widget.set_classes([ClassRow(1, "mitochondria", "#e69f00"), ClassRow(2, "membrane", "#56b4e9")])
     widget._remove.click()
     return widget
 

@@ -973,21 +973,15 @@ class Session(QObject):
         self._choosing = None
         self._task_failed(line, whole)
 
-    def clear_layers(self) -> None:
-        """Take our layers away, to show another volume; the user's own image is hidden."""
+    def put_image_away(self) -> None:
+        """Make room for another volume: the image that we added goes, the user's own is hidden."""
         viewer = self._viewer()
-        if viewer is None:
+        if viewer is None or self.image is None or self.image not in viewer.layers:
             return
-        for layer in (self.labels, self.prediction, self.confidence):
-            if layer is not None and layer in viewer.layers:
-                # napari 0.9.2 crashes in OpenGL where a labels layer goes while its brush is shown
-                layer.mode = "pan_zoom"
-                viewer.layers.remove(layer)
-        if self.image is not None and self.image in viewer.layers:
-            if self._is_own_image:
-                viewer.layers.remove(self.image)
-            else:
-                self.image.visible = False
+        if self._is_own_image:
+            viewer.layers.remove(self.image)
+        else:
+            self.image.visible = False
 
     def close(self) -> None:
         """Stop the run, save what is painted, and end all threads."""

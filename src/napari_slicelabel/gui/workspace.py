@@ -155,7 +155,7 @@ class Workspace(QObject):
             self.changed.emit()
             return
         path = session.project.path
-        session.clear_layers()
+        session.put_image_away()
         self.end_session()
         self.open_project(path, name, self._image_of(path, name))
 
@@ -176,7 +176,7 @@ class Workspace(QObject):
 
         def done(name: str) -> None:
             self._set_busy("")
-            session.clear_layers()
+            session.put_image_away()
             self.end_session()
             self.open_project(project.path, name, reference())
 

@@ -139,7 +139,7 @@ class FlowConfig(MethodConfig):
     )
     verify: Literal["on", "off"] = Field(
         "off",
-        description="The paper's check: a pixel keeps its label where its intensity is that of the object before.",
+        description="Check of the paper: a pixel keeps its label where its intensity is that of the object before.",
     )
     calibrate: Literal["auto", "off"] = Field(
         "auto", description="Calibrate confidence on annotated slices that are held out, where there are at least 3."
