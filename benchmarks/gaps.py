@@ -222,6 +222,7 @@ def measure_run(session: Any, meter: Meter) -> None:
         session.start_run()
 
     begin(RUN)
+    meter.measure("pressing Run", lambda: worker.state.active, 60, scrolling=True)
     meter.measure("run: starting", lambda: worker.state.done > 1, 120, scrolling=True)
     meter.measure("run: learning", lambda: not worker.state.active, SECONDS, scrolling=True)
     worker.cancel()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -37,7 +37,7 @@ from napari_slicelabel.gui.tasks import Tasks
 from napari_slicelabel.gui.worker import RunState, RunWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -221,21 +221,33 @@ class Session(QObject):
         viewer.layers.selection.active = self.labels
         self._soon()
 
-    def _show_results(self) -> None:
-        """Add the layers of a run, below the one that is painted in, unless they are there."""
+    def _show_prediction(self) -> None:
+        """Add the layer of a run's labels, below the one that is painted in, unless it is there."""
         viewer = self._viewer()
-        if viewer is None:
+        if viewer is None or self.prediction is not None:
             return
-        active = viewer.layers.selection.active
-        classes, about = self.project.classes, self.about
-        if self.prediction is None:
-            array = self._results["prediction"]
-            self.prediction = show.add_prediction(viewer, array, self.volume, self.image, classes, about)
+        array, classes = self._results["prediction"], self.project.classes
+        with self._as_it_was(viewer):
+            self.prediction = show.add_prediction(viewer, array, self.volume, self.image, classes, self.about)
             self._below_labels(viewer, self.prediction)
-        if self.confidence is None:
-            array = self._results["confidence"]
-            self.confidence = show.add_confidence(viewer, array, self.volume, self.image, about)
+
+    def _show_confidence(self) -> None:
+        """Add the layer of a run's confidence, below the one that is painted in, unless it is there."""
+        viewer = self._viewer()
+        if viewer is None or self.closed or self.confidence is not None:
+            return
+        with self._as_it_was(viewer):
+            self.confidence = show.add_confidence(
+                viewer, self._results["confidence"], self.volume, self.image, self.about
+            )
             self._below_labels(viewer, self.confidence)
+        self._soon()
+
+    @contextmanager
+    def _as_it_was(self, viewer: Any) -> Iterator[None]:
+        """Leave the active layer active: who paints goes on painting."""
+        active = viewer.layers.selection.active
+        yield
         if active is not None and active in viewer.layers:
             viewer.layers.selection.active = active
 
@@ -670,7 +682,7 @@ class Session(QObject):
             self.say("Paint a slice on both sides of this one first.")
             return
         self._preview = planes
-        self._show_results()
+        self._show_prediction()
         self._results["prediction"].preview(planes)
         self.prediction.visible = True
         self._refresh("prediction")
@@ -756,9 +768,16 @@ class Session(QObject):
                 self.say(f"The run was not started: {self.store.save_state.error or 'saving takes long'}", error=True)
                 return
             self._run_classes = self.project.classes
-            self.worker.start(config, work=size.work)
+            # napari takes a tenth of a second for each layer: rather before the run than while somebody watches it
+            self._show_prediction()
+            QTimer.singleShot(_SETTLE_MS, lambda: self._begin_run(config, size))
 
         self.tasks.start(self.store.flush, go)
+
+    def _begin_run(self, config: MethodConfig, size: RunPlan) -> None:
+        if not self.closed:
+            self._show_confidence()
+            self.worker.start(config, work=size.work)
 
     def resume_run(self, run_id: str) -> None:
         """Go on with a run that was stopped or killed."""
@@ -790,7 +809,9 @@ class Session(QObject):
             self._edited.clear()
             self._load_review(folder)
         self._shown, self._book = run_id, book
-        self._show_results()
+        self._show_prediction()
+        # a layer takes napari a tenth of a second: one at a time
+        QTimer.singleShot(_SETTLE_MS, self._show_confidence)
         for role in self._results:
             self._refresh(role)
         self._soon()
