@@ -311,7 +311,8 @@ def test_the_image_may_get_other_data_during_a_run(bench: Bench, stack: Sample, 
 def test_the_result_layers_may_go_during_a_run(bench: Bench, stack: Sample) -> None:
     begin(bench, stack)
     run(bench, **{**TINY, "rounds": 3, "round_iterations": 30})
-    bench.wait(lambda: bench.session.prediction is not None, 100)
+    bench.wait(lambda: bool(bench.snapshot.project.shown_run) and bench.session.confidence is not None, 100)
+    bench.qtbot.wait(200)
     bench.viewer.layers.remove(bench.session.prediction)
     bench.viewer.layers.remove(bench.session.confidence)
     to_end(bench)
