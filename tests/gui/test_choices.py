@@ -13,6 +13,7 @@ from napari_slicelabel.data.classes import NOT_PAINTED
 from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.events import SliceDone
 from napari_slicelabel.engine.record import read_events
+from napari_slicelabel.gui.layers import KEY
 
 if TYPE_CHECKING:
     import pytest
@@ -145,6 +146,15 @@ def test_a_painted_class_is_removed_and_brought_back(bench: Bench, stack: Sample
     again = Project.open(bench.session.project.path)
     assert [item.id for item in again.classes] == [first]
     assert not again.annotation("stack").read_slice(SliceRef("z", 5)).any()
+
+
+def test_what_a_sample_says_of_itself_stays(bench: Bench, stack: Sample) -> None:
+    """Classes and source of a sample are in the metadata of its image, before and after labelling begins."""
+    about = {"classes": ["one", "two"], "source": "a paper"}
+    bench.start(stack.image, metadata={KEY: dict(about)})
+    kept = bench.session.image.metadata[KEY]
+    assert {name: kept[name] for name in about} == about
+    assert kept["role"] == "image"
 
 
 def test_a_second_volume_is_added_and_the_first_comes_back(bench: Bench, stack: Sample) -> None:

@@ -11,6 +11,7 @@ import pytest
 import tifffile
 from qtpy.QtCore import QEvent, QObject
 from qtpy.QtWidgets import QApplication
+from tests.gui.test_workflow import TINY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,16 +21,6 @@ if TYPE_CHECKING:
     from napari_slicelabel.data.samples import Sample
 
 COMPARISON = (Path(__file__).resolve().parents[2] / "docs" / "comparison.md").read_text(encoding="utf-8")
-HARDLY_TRAINED = {
-    "iterations": 3,
-    "rounds": 2,
-    "round_iterations": 2,
-    "fold_iterations": 2,
-    "width": 8,
-    "batch": 2,
-    "crop_px": 32,
-    "device": "cpu",
-}
 
 
 class Counter(QObject):
@@ -116,7 +107,7 @@ def open_and_start(window: Bench, stack: Sample) -> None:
 def run_until_propagated(window: Bench) -> None:
     window.settle()
     panel = window.panel("PropagatePanel")
-    panel.form.set_config(panel.form.config().model_copy(update=HARDLY_TRAINED))
+    panel.form.set_config(panel.form.config().model_copy(update=TINY))
     window.session.set_config(panel.config())
     window.settle()
     assert panel.run.isVisible(), "the section whose turn it is opens by itself"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from tests.gui.test_workflow import TINY
 
 from napari_slicelabel.data.boxes import AXES, SliceRef
 from napari_slicelabel.data.project import Project
@@ -25,16 +26,6 @@ if TYPE_CHECKING:
 
     from napari_slicelabel.data.samples import Sample
 
-TINY = {
-    "iterations": 3,
-    "rounds": 2,
-    "round_iterations": 2,
-    "fold_iterations": 2,
-    "width": 8,
-    "batch": 2,
-    "crop_px": 32,
-    "device": "cpu",
-}
 ENDLESS = {**TINY, "iterations": 4000}
 OURS = ("labels", "prediction", "confidence")
 

@@ -1,14 +1,13 @@
 """What to do: one frozen model per method, in which every parameter is declared once."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal, Self, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from napari_slicelabel.engine.pieces import NO_STOPS, read_stops
+from napari_slicelabel.engine.pieces import NO_STOPS, WHOLE, range_bounds, read_range, read_stops
 from napari_slicelabel.errors import InputError
 
 # Annotations are evaluated by pydantic when the class is made: no `from __future__ import annotations` here.
@@ -38,7 +37,7 @@ class MethodConfig(BaseModel):
     axis: Literal["auto", "z", "y", "x"] = Field(
         "auto", description="Axis that the slices are perpendicular to; auto: the one with most annotated slices."
     )
-    range: str = Field("all", description="Slices to fill: all, or a:b for a up to and without b.")
+    range: str = Field(WHOLE, description="Slices to fill: all, or a:b for a up to and without b.")
     stops: str = Field(
         NO_STOPS,
         description="Slices that labels do not pass, with commas between them; what lies beyond is filled only from"
@@ -66,9 +65,7 @@ class MethodConfig(BaseModel):
     @field_validator("range")
     @classmethod
     def _range_is_readable(cls, value: str) -> str:
-        match = re.fullmatch(r"(\d+):(\d+)", value)
-        if value != "all" and (match is None or int(match[1]) >= int(match[2])):
-            raise ValueError("expected all, or a:b with a below b, such as 10:50")
+        read_range(value)
         return value
 
     @field_validator("stops")
@@ -85,12 +82,7 @@ class MethodConfig(BaseModel):
         InputError
             The range reaches outside the stack.
         """
-        if self.range == "all":
-            return 0, depth
-        start, stop = (int(part) for part in self.range.split(":"))
-        if stop > depth:
-            raise InputError(f"range={self.range}: the volume has {depth} slices, so give a:b with b at most {depth}")
-        return start, stop
+        return range_bounds(self.range, depth, "the volume")
 
     def stop_slices(self, depth: int) -> tuple[int, ...]:
         """Return the slices of `stops`, sorted, in a stack of `depth` slices.

@@ -29,6 +29,7 @@ from napari_slicelabel.engine.state import (
     write_tensors,
 )
 from napari_slicelabel.engine.stores import SliceStore
+from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -123,6 +124,45 @@ class RunContext:
         """Label values of the classes: the project's, or those that were painted when it declares none."""
         declared = tuple(label_class.id for label_class in self.project.classes)
         return declared or self._painted_ids()
+
+    def need_annotated(self, purpose: str) -> None:
+        """Refuse volumes without an annotated slice, for a method that goes from slice to slice.
+
+        Raises
+        ------
+        InputError
+            Names the first one; `purpose` says what the slice is wanted for.
+        """
+        for name in self.volumes:
+            if not self.annotated(name):
+                raise InputError(
+                    f"volume {name} has no annotated slice along {self.axis} to {purpose}; paint one, or"
+                    " leave the volume out with volumes=..."
+                )
+
+    def need_classes(self) -> None:
+        """Refuse an annotation of nothing but background.
+
+        Raises
+        ------
+        InputError
+            No class is painted.
+        """
+        if not self.class_ids:
+            raise InputError("no class is painted anywhere, only background; paint the objects of at least one slice")
+
+    def image_channels(self) -> int:
+        """Return how many channels the images have.
+
+        Raises
+        ------
+        InputError
+            Not all have the same number.
+        """
+        channels = {self.volume(name).channels for name in self.volumes}
+        if len(channels) > 1:
+            raise InputError(f"the volumes have {sorted(channels)} channels; one network needs the same number in all")
+        return channels.pop()
 
     def slices(self, volume: str) -> tuple[int, ...]:
         """Return the slices of `volume` to fill, sorted."""

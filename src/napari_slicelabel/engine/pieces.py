@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from napari_slicelabel.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 NO_STOPS = "none"
+WHOLE = "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,36 @@ class Piece:
     def distance(self, index: int) -> int:
         """Return how far away the nearest anchor is, in slices."""
         return min(abs(index - anchor) for anchor in self.anchors)
+
+
+def read_range(text: str) -> tuple[int, int] | None:
+    """Return the two numbers of a text such as ``10:50``; None for ``all``.
+
+    Raises
+    ------
+    ValueError
+        The text is something else.
+    """
+    if text == WHOLE:
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ValueError(f"expected {WHOLE}, or a:b with a below b, such as 10:50")
+    return int(match[1]), int(match[2])
+
+
+def range_bounds(text: str, depth: int, what: str) -> tuple[int, int]:
+    """Return first slice and one past the last slice that a text names in a stack of `depth` slices, called `what`.
+
+    Raises
+    ------
+    InputError
+        It reaches outside the stack.
+    """
+    start, stop = read_range(text) or (0, depth)
+    if stop > depth:
+        raise InputError(f"range={text}: {what} has {depth} slices, so give a:b with b at most {depth}")
+    return start, stop
 
 
 def read_stops(text: str) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from napari_slicelabel.data.files import write_text
 from napari_slicelabel.engine.context import run_store
 from napari_slicelabel.engine.events import Progress, SliceDone
 from napari_slicelabel.engine.export import export
-from napari_slicelabel.engine.pieces import read_stops, write_stops
+from napari_slicelabel.engine.pieces import WHOLE, read_range, read_stops, write_stops
 from napari_slicelabel.engine.plan import RunPlan, plan
 from napari_slicelabel.engine.record import JOURNAL_NAME, RunRecord, read_events
 from napari_slicelabel.engine.select import DEFAULT_FEATURES, SELECTORS, Ranking, rank_in_steps
@@ -195,7 +195,8 @@ class Session(QObject):
         if self._is_own_image:
             self.image = show.add_image(viewer, self.project.volume(self.volume), str(self.project.path))
         # found again by this when another volume was shown in between
-        self.image.metadata[show.KEY] = {**self.about, "role": "image"}
+        known = self.image.metadata.get(show.KEY, {})
+        self.image.metadata[show.KEY] = {**known, **self.about, "role": "image"}
         self.image.visible = True
         self.show_labels()
         viewer.layers.events.removing.connect(self._layer_going)
@@ -344,7 +345,7 @@ class Session(QObject):
             flagged=frozenset(self._flagged),
             edited=frozenset(self._edited),
             volumes=self.project.names,
-            span=_span(self.config),
+            span=read_range(self.config.range) if self.config is not None else None,
             stops=frozenset(read_stops(self.config.stops)) if self.config is not None else frozenset(),
         )
 
@@ -393,7 +394,7 @@ class Session(QObject):
     def set_range(self, start: int, stop: int) -> None:
         """Fill only the slices from `start` up to and without `stop` from now on."""
         depth = self.project.record(self.volume).shape[AXES.index(self.axis)]
-        self.config_wanted.emit({"range": "all" if (start, stop) == (0, depth) else f"{start}:{stop}"})
+        self.config_wanted.emit({"range": WHOLE if (start, stop) == (0, depth) else f"{start}:{stop}"})
 
     def set_stop(self, index: int, is_stop: bool) -> None:
         """Let labels pass a slice from now on, or not."""
@@ -511,7 +512,7 @@ class Session(QObject):
         self._give_up_choosing.clear()
         device = settings().device
         options = SelectOptions(
-            range=self.config.range if self.config is not None and axis == self.axis else "all",
+            range=self.config.range if self.config is not None and axis == self.axis else WHOLE,
             skip=tuple(f"{self.volume}:{ref}" for ref in sorted(self._skipped)),
         )
 
@@ -1042,13 +1043,6 @@ def _painted_with(annotation: Annotation, value: int) -> tuple[SliceRef, ...]:
         for index in annotation.painted(axis)
         if (annotation.read_slice(SliceRef(axis, index)) == value).any()
     )
-
-
-def _span(config: MethodConfig | None) -> tuple[int, int] | None:
-    if config is None or config.range == "all":
-        return None
-    start, stop = map(int, config.range.split(":"))
-    return start, stop
 
 
 def _calling(session: Session, name: str) -> Callable[[Any], None]:

@@ -7,10 +7,13 @@ two are weighed by distance.
 
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
 import math
+import os
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -20,6 +23,7 @@ from scipy.ndimage import binary_closing, binary_dilation, binary_fill_holes
 from torch import Tensor
 
 from napari_slicelabel.data.boxes import AXES, SliceRef
+from napari_slicelabel.data.files import storage_errors
 from napari_slicelabel.engine.confidence import Calibration, HeldOut, calibrate, label, true_dice
 from napari_slicelabel.engine.config import MethodConfig
 from napari_slicelabel.engine.context import Slot
@@ -39,7 +43,6 @@ from napari_slicelabel.engine.pieces import Piece
 from napari_slicelabel.engine.planes import PlaneReader
 from napari_slicelabel.engine.predict import Band
 from napari_slicelabel.engine.work import Stack, Work
-from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,7 +59,7 @@ _RUNS = 24
 _TILE_PX = 1024
 _OVERLAP_PX = 32
 _BAND_BYTES = 64 * 2**20
-_MEAN_SHARE = 1e-4
+_LEAST_SHARE = 1e-4
 # Of 1e6 pixels at stride 1 on two CPU cores: a training step, and a slice that is encoded and carried to.
 _TRAIN_S, _CARRY_S = 6.0, 4.0
 
@@ -149,6 +152,36 @@ class FlowConfig(MethodConfig):
     )
 
 
+class _Planes:
+    """Planes of one shape in a scratch file, written one after the other and read in any order."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self._path = path
+        self._shape = shape
+        with storage_errors(path):
+            self._file = path.open("w+b")
+
+    def append(self, plane: "NDArray[np.uint8]") -> None:
+        """Write a plane behind the last one; raises StorageError where the disk is full."""
+        with storage_errors(self._path):
+            self._file.seek(0, os.SEEK_END)
+            self._file.write(plane.tobytes())
+
+    def read(self, number: int) -> "NDArray[np.uint8]":
+        """Return plane `number`."""
+        size = math.prod(self._shape)
+        with storage_errors(self._path, "read"):
+            self._file.seek(number * size)
+            return np.frombuffer(self._file.read(size), np.uint8).reshape(self._shape)
+
+    def remove(self) -> None:
+        """Close the file and delete it."""
+        # closing writes what is buffered, for which there may be no room
+        with suppress(OSError):
+            self._file.close()
+        self._path.unlink(missing_ok=True)
+
+
 class Gap(NamedTuple):
     """Slices to fill, and the annotated slices at their ends; None where the stack, or its piece, ends."""
 
@@ -235,26 +268,16 @@ class Flow:
 
     def __post_init__(self) -> None:
         context = self.context
-        for name in context.volumes:
-            if not context.annotated(name):
-                raise InputError(
-                    f"volume {name} has no annotated slice along {context.axis} to carry labels from; paint one, or"
-                    " leave the volume out with volumes=..."
-                )
-        if not context.class_ids:
-            raise InputError("no class is painted anywhere, only background; paint the objects of at least one slice")
-        channels = {context.volume(name).channels for name in context.volumes}
-        if len(channels) > 1:
-            raise InputError(f"the volumes have {sorted(channels)} channels; one network needs the same number in all")
+        context.need_annotated("carry labels from")
+        context.need_classes()
         self._channel = np.full(256, IGNORE, np.uint8)
         self._channel[[0, *context.class_ids]] = np.arange(1 + len(context.class_ids))
         self._values = np.array([0, *context.class_ids], np.uint8)
-        self._plain = NetworkConfig(image_channels=channels.pop(), in_slices=1, classes=context.class_ids)
+        self._plain = NetworkConfig(image_channels=context.image_channels(), in_slices=1, classes=context.class_ids)
         self._features: OrderedDict[Slot, Tensor] = OrderedDict()
         self._usual_area = self._measure_usual_area()
         pixels = max(math.prod(context.volume(name).plane_shape(context.axis)) for name in context.volumes)
         first = Slot(context.volumes[0], context.annotated(context.volumes[0])[0])
-        torch.manual_seed(self.config.seed)
         self.network = CorrespondenceNetwork(
             CorrespondenceConfig(
                 image_channels=self._plain.image_channels,
@@ -464,20 +487,20 @@ class Flow:
             return
         shape = self.context.volume(gap.volume).plane_shape(self.context.axis)
         path = self.context.folder / f".flow.{gap.volume}.part.bin"
-        # one gap's labels from one side: on disk, so that a gap may be as long as it likes
-        kept = np.memmap(path, np.uint8, "w+", shape=(len(gap.slices), 1 + len(self._values), *shape))
+        # one gap's labels from one side: on disk, so that a gap may be as long as it likes; no memory map, which kills
+        # the process where the disk is full
+        kept = _Planes(path, (1 + len(self._values), *shape))
         try:
             for index, carried in self._chain(gap.volume, lower, iter(gap.slices)):
-                kept[index - gap.slices.start] = np.rint(carried * 255)
+                kept.append(np.rint(carried * 255).astype(np.uint8))
                 yield index, None
             for index, carried in self._chain(gap.volume, upper, reversed(gap.slices)):
-                from_lower = kept[index - gap.slices.start].astype(np.float32) / 255
+                from_lower = kept.read(index - gap.slices.start).astype(np.float32) / 255
                 share = (index - lower) / (upper - lower)
                 mixed = _without_unknown((1 - share) * from_lower + share * carried)
                 yield index, self._with_shapes(mixed, gap.volume, lower, upper, share)
         finally:
-            del kept
-            path.unlink(missing_ok=True)
+            kept.remove()
 
     def _chain(self, volume: str, start: int, indices: Iterator[int]) -> Iterator[tuple[int, "NDArray[np.float32]"]]:
         """Yield, slice by slice away from an annotated one, probabilities (classes + unknown, h, w)."""
@@ -671,9 +694,8 @@ def verified(
 
 
 def _without_unknown(probability: "NDArray[np.float32]") -> "NDArray[np.float32]":
-    """Return class probabilities that sum to 1; background where nothing at all is known."""
-    known = np.maximum(probability[:-1], 0)
-    known[0] += _MEAN_SHARE
+    """Return class probabilities that sum to 1; all alike where nothing at all is known."""
+    known = np.maximum(probability[:-1], 0) + np.float32(_LEAST_SHARE)
     shared: NDArray[np.float32] = known / known.sum(0, keepdims=True)
     return shared
 

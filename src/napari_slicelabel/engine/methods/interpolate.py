@@ -21,7 +21,6 @@ from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.events import Event, Metric, Progress
 from napari_slicelabel.engine.interpolation import LABEL_RADIUS_PX, TopTwo, blend, class_distances, top_two
 from napari_slicelabel.engine.work import Stack, Work
-from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -147,14 +146,8 @@ def propagate(context: "RunContext", config: InterpolateConfig) -> Iterator[Even
 
     At most two slices of distances are in memory.
     """
-    for name in context.volumes:
-        if not context.annotated(name):
-            raise InputError(
-                f"volume {name} has no annotated slice along {context.axis} to interpolate from; paint one, or"
-                " leave the volume out with volumes=..."
-            )
-    if not context.class_ids:
-        raise InputError("no class is painted anywhere, only background; paint the objects of at least one slice")
+    context.need_annotated("interpolate from")
+    context.need_classes()
     digest = context.annotation_digest()
     state = context.load_state()
     fresh = state is None or state[1].get("annotation") != digest

@@ -353,15 +353,13 @@ class SelfLabelling:
     network: NetworkConfig = field(init=False)
     sampling: SamplingConfig = field(init=False)
     calibration: Calibration = field(init=False, default_factory=Calibration)
+    digest: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         context, config = self.context, self.config
         self.sources = tuple(name for name in context.volumes if context.annotated(name))
-        if not context.class_ids:
-            raise InputError("no class is painted anywhere, only background; paint the objects of at least one slice")
-        channels = {context.volume(name).channels for name in context.volumes}
-        if len(channels) > 1:
-            raise InputError(f"the volumes have {sorted(channels)} channels; one network needs the same number in all")
+        context.need_classes()
+        image_channels = context.image_channels()
         # channel number of each label value
         self._channel = np.full(256, IGNORE, np.uint8)
         self._channel[[0, *context.class_ids]] = np.arange(1 + len(context.class_ids))
@@ -377,7 +375,7 @@ class SelfLabelling:
                 config.width * factor
                 for factor in ((0.5, 1, 2, 4, 8) if config.encoder == ANDERSON else (1, 2, 4, 6, 8))
             ),
-            image_channels=channels.pop(),
+            image_channels=image_channels,
             in_slices=self._in_slices(),
             coordinates=config.coordinates == "on",
             classes=context.class_ids,
@@ -481,6 +479,8 @@ class SelfLabelling:
     def run(self) -> Iterator[Event]:
         """Go through the stages; see `propagate`."""
         tensors, extra = self.context.load_state() or ({}, {})
+        # of what this part goes by: what is painted while it fills must be seen by the next one
+        self.digest = self.context.annotation_digest()
         if extra:
             self.calibration = Calibration(**extra["calibration"])  # type: ignore[arg-type]
             self._keep_shape_classes(extra.get("shape_classes"))
@@ -513,7 +513,7 @@ class SelfLabelling:
                 "calibration": asdict(self.calibration),
                 "done": done,
                 "filled": [asdict(slot) for slot in sorted(filled)],
-                "annotation": self.context.annotation_digest() if filled else "",
+                "annotation": self.digest,
                 "shape_classes": list(self.network.shape_classes),
             },
         )
@@ -521,7 +521,7 @@ class SelfLabelling:
     def _filled(self, extra: dict[str, JsonValue]) -> tuple[Slot, ...]:
         """Return what need not be filled again: nothing, once something was painted that speaks for its neighbours."""
         kept = extra.get("filled")
-        if not isinstance(kept, list) or not kept or extra.get("annotation") != self.context.annotation_digest():
+        if not isinstance(kept, list) or not kept or extra.get("annotation") != self.digest:
             return ()
         return tuple(Slot(**slot) for slot in kept if isinstance(slot, dict))  # type: ignore[arg-type]
 
@@ -676,16 +676,13 @@ class SelfLabelling:
             known = np.sort(self.context.rng.choice(known, _CALIBRATION_PIXELS, replace=False))
         picked = np.zeros(target.shape, bool)
         picked.ravel()[known] = True
-        without = [other.index for other in held_out if other.volume == slot.volume]
-        read = self._reader(network, slot, self.shapes, without)
+        read = self._reader(network, slot, self.shapes, self._left_out(slot, held_out))
 
         def work(tile: int) -> "NDArray[np.float32]":
             bands = predict_bands(network, read, target.shape, self.context.device, tile=tile)
             return np.concatenate([probability[:, picked[rows]] for rows, probability in bands], axis=1)
 
-        others = [
-            index for index in self.context.annotated(slot.volume) if index not in {*without, *self._beyond(slot)}
-        ]
+        others = set(self.context.annotated(slot.volume)) - self._left_out(slot, held_out)
         depth = self.context.volume(slot.volume).depth(self.context.axis)
         distance = min((abs(slot.index - index) for index in others), default=depth)
         return HeldOut(with_smaller_tiles(work, self.context.device), target[picked], distance)
@@ -701,7 +698,7 @@ class SelfLabelling:
         return np.where(supervision.known, self._channel[supervision.target], np.uint8(IGNORE))
 
     def _reader(
-        self, network: SliceNetwork, slot: Slot, shapes: dict[str, Shapes], without: Sequence[int] = ()
+        self, network: SliceNetwork, slot: Slot, shapes: dict[str, Shapes], without: Collection[int] = ()
     ) -> "Callable[[slice, slice], NDArray[np.float16]]":
         planes = PlaneReader(self.context.volume(slot.volume), self.context.axis, network.config)
         around = self._around(network.config, slot, shapes, without)
@@ -796,7 +793,7 @@ class SelfLabelling:
         return PlanePool(planes(), network.image_planes, self.sampling, self.context.device, budget, self.context.rng)
 
     def _human_plane(self, network: NetworkConfig, slot: Slot, without: Sequence[Slot]) -> Plane:
-        left_out = [other.index for other in without if other.volume == slot.volume]
+        left_out = self._left_out(slot, without)
         own = None
         if network.shape_classes and slot.index in self.shapes[slot.volume].anchors:
             own = self.shapes[slot.volume].at(slot.index)

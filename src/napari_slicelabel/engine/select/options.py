@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from napari_slicelabel.engine.config import unknown
+from napari_slicelabel.engine.pieces import WHOLE, range_bounds, read_range
 from napari_slicelabel.errors import InputError
 
 _SLICE = re.compile(r"(?:(.+):)?([zyx])(\d+)")
@@ -18,7 +19,7 @@ class SelectOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     range: str = Field(
-        "all", description="Slices that may be proposed and are to be covered: all, or a:b for a up to and without b."
+        WHOLE, description="Slices that may be proposed and are to be covered: all, or a:b for a up to and without b."
     )
     reach: float = Field(
         0.0,
@@ -54,9 +55,7 @@ class SelectOptions(BaseModel):
     @field_validator("range")
     @classmethod
     def _range_is_readable(cls, value: str) -> str:
-        match = re.fullmatch(r"(\d+):(\d+)", value)
-        if value != "all" and (match is None or int(match[1]) >= int(match[2])):
-            raise ValueError("expected all, or a:b with a below b, such as 10:50")
+        read_range(value)
         return value
 
     @field_validator("skip")
@@ -100,12 +99,7 @@ class SelectOptions(BaseModel):
         InputError
             The range reaches outside the stack.
         """
-        if self.range == "all":
-            return 0, depth
-        start, stop = (int(part) for part in self.range.split(":"))
-        if stop > depth:
-            raise InputError(f"range={self.range}: {what} has {depth} slices, so give a:b with b at most {depth}")
-        return start, stop
+        return range_bounds(self.range, depth, what)
 
 
 NO_OPTIONS = SelectOptions()

