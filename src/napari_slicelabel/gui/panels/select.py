@@ -55,6 +55,8 @@ class SelectPanel(Panel):
             self.features.addItem(text, name)
             self.features.setItemData(self.features.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
         self.features.setToolTip("What the slices are compared by.")
+        # as wide as the dock, not as its longest entry, which would push the dock out of the window
+        self.features.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.budget = QSpinBox()
         self.budget.setRange(1, 999)
         self.budget.setValue(5)

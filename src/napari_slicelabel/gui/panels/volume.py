@@ -90,6 +90,8 @@ class VolumePanel(Panel):
         self.add = button(
             "Add to the project", "Label this image too: one network learns from all volumes.", self._add_volume
         )
+        for box_of_names in (self.volumes, self.others):
+            box_of_names.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self._adding = QWidget()
         row = QHBoxLayout(self._adding)
         row.setContentsMargins(0, 0, 0, 0)
