@@ -44,6 +44,7 @@ ARMS: dict[str, tuple[str, dict[str, object]]] = {
     "registration": ("registration", {}),
     "sli2vol": ("flow", {"preset": "sli2vol"}),
     "default": ("flow", {}),
+    "self-label": ("self-label", {}),
 }
 
 TASKS: dict[str, tuple[int, ...]] = {
@@ -115,7 +116,9 @@ def propagated(
         return np.stack([store.read(z) for z in range(len(image))]) > 0
 
 
-def measure(volume: str, structure: int, arm: str, seed: int, settings: dict[str, object] | None = None) -> dict[str, Any]:
+def measure(
+    volume: str, structure: int, arm: str, seed: int, settings: dict[str, object] | None = None
+) -> dict[str, Any]:
     """Return Dice and seconds of one arm for one structure of a dev volume."""
     image, truth = (
         np.stack([part.read_slice(SliceRef("z", z))[0, 0] for z in range(part.shape[0])])

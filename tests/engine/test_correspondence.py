@@ -36,7 +36,7 @@ def test_what_is_taken_over_is_that_of_plain_loops(network: CorrespondenceNetwor
     values = torch.rand(2, 2, 3, size[0] * stride, size[1] * stride)
     with torch.no_grad():
         taken = network.attend(query, keys, values)
-        temperature, reach = network.log_temperature.exp(), network.log_reach.exp()
+        temperature, reach = network.log_temperature.exp() * network.config.soften, network.config.reach
     for y, x in product(range(size[0]), range(size[1])):
         logits, patches = [], []
         for n, dy, dx in product(range(2), range(-radius, radius + 1), range(-radius, radius + 1)):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.data.samples import Sample
 
-TINY: dict[str, object] = {"device": "cpu", "iterations": 2, "batch": 2, "crop_px": 32, "calibrate": "off"}
+TINY: dict[str, object] = {"device": "cpu", "iterations": 2, "batch": 2, "crop_px": 32, "calibrate": "off", "reuse": "off"}
 
 
 def confidence(project: Project, index: int) -> NDArray[np.uint8]:

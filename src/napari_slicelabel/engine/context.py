@@ -18,6 +18,7 @@ from torch import Tensor
 from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
 from napari_slicelabel.data.files import write_text
 from napari_slicelabel.engine.config import MethodConfig
+from napari_slicelabel.engine.earlier import EarlierRun, earlier_run
 from napari_slicelabel.engine.events import SliceDone
 from napari_slicelabel.engine.pieces import Piece
 from napari_slicelabel.engine.record import RunRecord
@@ -204,6 +205,10 @@ class RunContext:
     def annotated(self, volume: str) -> tuple[int, ...]:
         """Return the slices inside the span that a human painted or completed, sorted, as they were at the start."""
         return self._record.annotated[volume]
+
+    def earlier(self) -> EarlierRun | None:
+        """Return the newest finished run that was asked for the same; see `earlier_run`."""
+        return earlier_run(self.project, self._record)
 
     def done(self, volume: str) -> frozenset[int]:
         """Return the slices of `volume` that are written, by this part of the run or by one before a resume."""

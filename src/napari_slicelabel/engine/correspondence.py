@@ -39,6 +39,10 @@ class CorrespondenceConfig(BaseModel):
     profile: Literal["edges", "gradients"] = "gradients"
     stride: Literal[1, 2, 4] = Field(4, description="Pixels per feature along h and w.")
     radius: int = Field(6, ge=1, le=32, description="How far a place is looked for, in features.")
+    reach: float = Field(1.25, gt=0, description="Standard deviation of how far a place moves, in features.")
+    soften: float = Field(
+        2.0, ge=1, description="Factor on the learned temperature when labels are carried, not when it is learned."
+    )
     noise: float = Field(0.005, gt=0, description="Standard deviation of the noise, in units of the intensity range.")
 
     @property
@@ -59,7 +63,9 @@ class CorrespondenceNetwork(nn.Module):
     -----
     ``resnet`` is the network of the released code: residual blocks at stride 1, 64 features, products of features as
     they come. ``compact`` works at `stride`, its features have length 1, products are divided by a learned
-    temperature, places outside of the slice weigh nothing, and far ones less than near ones (by a learned reach).
+    temperature, places outside of the slice weigh nothing, and far ones less than near ones: a Gaussian of width
+    ``reach``. Learned from intensities alone, both come out too trusting: structures that look alike are taken for one
+    another over the whole window.
     """
 
     def __init__(self, config: CorrespondenceConfig) -> None:
@@ -70,7 +76,6 @@ class CorrespondenceNetwork(nn.Module):
             _ResNet(planes) if config.encoder == "resnet" else _CompactEncoder(planes, config.stride)
         )
         self.log_temperature = nn.Parameter(torch.tensor(math.log(0.07)))
-        self.log_reach = nn.Parameter(torch.tensor(math.log(config.radius / 2)))
 
     def features(self, x: Tensor) -> Tensor:
         """Return the features of slices.
@@ -128,7 +133,8 @@ class CorrespondenceNetwork(nn.Module):
         ahead = torch.cat([ahead, ahead.new_ones(b, 1, *ahead.shape[2:])], 1)
         ahead = ahead.permute(2, 0, 3, 4, 5, 1).reshape(rows, b * columns, _TILE**2, d + 1)
         if not self.config.is_published:
-            scale = torch.cat([(-self.log_temperature).exp().expand(d), inside.new_ones(1)])
+            temperature = self.log_temperature.exp() * (1.0 if self.training else self.config.soften)
+            scale = torch.cat([(1 / temperature).expand(d), inside.new_ones(1)])
             ahead = ahead * scale
         around = functional.pad(keys, (radius,) * 4)
         border = functional.pad(inside.new_zeros(1, 1, 1, h, w), (radius,) * 4, value=float(inside))
@@ -154,13 +160,13 @@ class CorrespondenceNetwork(nn.Module):
         far = (step**2)[:, None, :, None] + (step**2)[None, :, None, :]
         bias = torch.zeros(far.shape, device=device)
         if not self.config.is_published:
-            bias = -far / (2 * self.log_reach.exp() ** 2)
+            bias = -far / (2 * self.config.reach**2)
         near = (step <= radius)[:, None, :, None] & (step <= radius)[None, :, None, :]
         return bias.masked_fill(~near, -math.inf).flatten(2).flatten(0, 1)
 
 
 def _blocks(band: Tensor, columns: int, radius: int) -> Tensor:
-    """Return the places around each tile of a row of tiles, (b * columns, n * places, c), from planes (b, n, c, y, x)."""
+    """Return the places around each tile of a row, (b * columns, n * places, c), from planes (b, n, c, y, x)."""
     size = _TILE + 2 * radius
     more = (columns * _TILE + 2 * radius - band.shape[-1], size - band.shape[-2])
     cut = functional.pad(band, (0, more[0], 0, more[1])).unfold(4, size, _TILE)

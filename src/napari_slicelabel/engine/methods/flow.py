@@ -1,32 +1,35 @@
 """Correspondence flow (S4): labels are carried from annotated slices along what the slices themselves look like.
 
 Preset ``sli2vol`` after Yeung et al., MICCAI 2021 (released code: pakheiyeung/Sli2Vol). Ours, preset ``default``: every
-annotated slice is an anchor, soft labels are carried from both sides with the anchor as permanent reference, and the
-two are weighed by distance.
+annotated slice is an anchor, soft labels are carried from both sides, and the two are weighed by distance and by how
+well each side meets the annotated slice at its other end. Damaged slices are stepped over, and a correction costs no
+more than the gaps that it touches.
 """
 
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
+import hashlib
 import math
 import os
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
 from pydantic import Field, JsonValue
 from scipy.ndimage import binary_closing, binary_dilation, binary_fill_holes
 from torch import Tensor
+from torch.nn import functional
 
 from napari_slicelabel.data.boxes import AXES, SliceRef
 from napari_slicelabel.data.files import storage_errors
 from napari_slicelabel.engine.confidence import Calibration, HeldOut, calibrate, label, true_dice
 from napari_slicelabel.engine.config import MethodConfig
-from napari_slicelabel.engine.context import Slot
+from napari_slicelabel.engine.context import Slot, run_store
 from napari_slicelabel.engine.correspondence import (
     CorrespondenceConfig,
     CorrespondenceNetwork,
@@ -34,6 +37,7 @@ from napari_slicelabel.engine.correspondence import (
     padded_to,
     reconstruction_loss,
 )
+from napari_slicelabel.engine.earlier import EarlierRun
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
 from napari_slicelabel.engine.fit import check_loss
 from napari_slicelabel.engine.interpolation import LABEL_RADIUS_PX, blend, class_distances
@@ -53,13 +57,23 @@ NAME = "flow"
 
 T = TypeVar("T")
 
+# Of the process, not of a run: a correction is answered in the time it takes to carry labels, not to encode slices.
+_FEATURES: OrderedDict[tuple[str, str, str, int], Tensor] = OrderedDict()
+
 _MOST_HELD_OUT = 4
 _METRIC_EVERY = 10
 _RUNS = 24
 _TILE_PX = 1024
 _OVERLAP_PX = 32
-_BAND_BYTES = 64 * 2**20
 _LEAST_SHARE = 1e-4
+# A chain that meets its other end as well as this is not trusted more; of the intensity range.
+_LEAST_LOSS, _LEAST_RESIDUAL = 0.02, 1e-4
+# Errors of carried intensities, in units of what is usual: up to the first all is well, from the second on a pixel is
+# not explained at all, which leaves its label that much doubt.
+_USUAL, _STRANGE, _MOST_DOUBT = 3.0, 9.0, 0.8
+# A slice is damaged where so much of it is not explained; not more than so many in a row are.
+_DAMAGED, _MOST_SKIPPED = 0.3, 2
+_MOST_MEASURED = 8
 # Of 1e6 pixels at stride 1 on two CPU cores: a training step, and a slice that is encoded and carried to.
 _TRAIN_S, _CARRY_S = 6.0, 4.0
 
@@ -85,6 +99,7 @@ class FlowConfig(MethodConfig):
             "references": 1,
             "anchor": "off",
             "shapes": 0.0,
+            "damaged": "keep",
             "verify": "on",
             "calibrate": "off",
         },
@@ -96,13 +111,28 @@ class FlowConfig(MethodConfig):
         "gradients", description="What the network sees: second differences and intensity, or the edges of the paper."
     )
     stride: Literal["auto", "1", "2", "4"] = Field(
-        "auto", description="Pixels per feature; auto: 2, or 4 for slices of more than 320 x 320 pixels."
+        "auto",
+        description="Pixels per feature; auto: 1 for slices of up to 128 x 128 pixels, 2 up to 320 x 320, 4 beyond.",
     )
     radius: int = Field(
         6, ge=1, le=32, json_schema_extra={"step": 1}, description="How far a place is looked for, in features."
     )
+    reach: float = Field(
+        2.5,
+        ge=0.1,
+        le=100.0,
+        json_schema_extra={"step": 0.5},
+        description="How far things move from one slice to the next, in distances between slices (standard deviation).",
+    )
+    soften: float = Field(
+        2.0,
+        ge=1.0,
+        le=10.0,
+        json_schema_extra={"step": 0.25},
+        description="How much less labels trust in likeness than intensities do in training.",
+    )
     iterations: int = Field(
-        100, ge=0, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps on the unlabelled slices."
+        60, ge=0, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps on the unlabelled slices."
     )
     batch: int = Field(4, ge=1, le=512, json_schema_extra={"step": 1}, description="Pairs of crops per step.")
     crop_px: int = Field(
@@ -120,17 +150,17 @@ class FlowConfig(MethodConfig):
         1, ge=0, le=8, json_schema_extra={"step": 1}, description="Labelled neighbours that a slice takes labels from."
     )
     anchor: Literal["on", "off"] = Field(
-        "on", description="Whether a slice also takes labels from the annotated slice itself."
+        "off", description="Whether a slice also takes labels from the annotated slice itself."
     )
     masks: Literal["soft", "hard"] = Field("soft", description="Whether probabilities are carried, or decisions.")
     sharpen: float = Field(
-        0.8, ge=0.1, le=1.0, json_schema_extra={"step": 0.05}, description="Temperature of soft labels at every slice."
+        1.0, ge=0.1, le=1.0, json_schema_extra={"step": 0.05}, description="Temperature of soft labels at every slice."
     )
     sides: Literal["both", "nearest"] = Field(
         "both", description="Whether labels come from the annotated slices on both sides, or from the nearer one."
     )
     shapes: float = Field(
-        0.3, ge=0.0, le=1.0, json_schema_extra={"step": 0.05}, description="Share of interpolated shapes in the result."
+        0.15, ge=0.0, le=1.0, json_schema_extra={"step": 0.05}, description="Share of interpolated shapes in the result."
     )
     verify: Literal["on", "off"] = Field(
         "off",
@@ -138,6 +168,15 @@ class FlowConfig(MethodConfig):
     )
     calibrate: Literal["auto", "off"] = Field(
         "auto", description="Calibrate confidence on annotated slices that are held out, where there are at least 3."
+    )
+    damaged: Literal["skip", "keep"] = Field(
+        "skip",
+        description="What to do with a slice that nothing before it explains: skip takes its labels from around it.",
+    )
+    reuse: Literal["on", "off"] = Field(
+        "on",
+        description="Take over from the last run of the same kind what still holds: the network, and all gaps whose"
+        " annotated slices are as they were.",
     )
     cache_mb: int = Field(
         512, ge=16, le=1_000_000, json_schema_extra={"step": 16}, description="Memory for features, in MiB."
@@ -206,12 +245,18 @@ def propagate(context: "RunContext", config: FlowConfig) -> Iterator[Event]:
     Notes
     -----
     The gaps between annotated slices are filled one after the other, the one in view first. From each end labels go
-    slice by slice: a slice takes them from the ones before it in its chain (``references``) and from the annotated
-    slice (``anchor``), by the affinity of their features in a window (S4). Unknown pixels of an annotated slice are a
-    label of their own, which is taken out at the end. In a gap with two ends the two results are added with the
-    distances to the other end as weights, and with ``shapes`` of what interpolation says.
+    slice by slice: a slice takes them from the ones before it in its chain (``references``), and with ``anchor`` from
+    the annotated slice too, by the affinity of their features in a window (S4). Unknown pixels of an annotated slice
+    are a label of their own, which is taken out at the end. In a gap with two ends both chains go on to the annotated
+    slice at the other end, which tells how much each has lost on the way; the two are added with the inverse of what
+    each is expected to have lost so far as weights, and with ``shapes`` of what interpolation says.
 
-    Memory holds the features of a few slices, and one gap's labels from one side are on disk in the run's folder.
+    Intensities are carried along. A pixel whose intensity the slices before do not explain is one that they have no
+    label for: its confidence falls. A slice of which that is true as a whole is damaged: it gets the labels carried to
+    the slices before it, and nothing is taken from it.
+
+    Memory holds the features of a few slices (of up to ``cache_mb``, which stay for the next run in this process), and
+    one gap's labels are on disk in the run's folder.
     """
     yield from Flow(context, config).run()
 
@@ -222,7 +267,8 @@ def work(stacks: Sequence[Stack], classes: int, config: FlowConfig) -> Work:
     stride = _stride(config, pixels)
     around = [ends for stack in stacks for piece in stack.pieces for ends in _around_one(piece)]
     held_out = _some(around) if config.calibrate == "auto" else []
-    judged = sum(upper - lower - 1 for lower, upper in held_out) * (2 if config.sides == "both" else 1)
+    # both chains of a gap reach its other end
+    judged = sum(2 * (upper - lower) if config.sides == "both" else upper - lower - 1 for lower, upper in held_out)
     filled = sum(stack.slices for stack in stacks)
     crops = 2 * config.batch * min(config.crop_px**2, pixels)
     rate = 1.0 if config.encoder == "resnet" else 0.5 / stride
@@ -232,7 +278,7 @@ def work(stacks: Sequence[Stack], classes: int, config: FlowConfig) -> Work:
         predictions=filled + judged,
         step_s=crops / 1e6 * _TRAIN_S * rate,
         prediction_s=2 * pixels / 1e6 * _CARRY_S * rate / stride,
-        memory_bytes=(300 + config.cache_mb) * 2**20 + _BAND_BYTES + 40 * classes * pixels,
+        memory_bytes=(300 + config.cache_mb) * 2**20 + 60 * (2 + classes) * pixels,
     )
 
 
@@ -266,7 +312,6 @@ class Flow:
         self._channel[[0, *context.class_ids]] = np.arange(1 + len(context.class_ids))
         self._values = np.array([0, *context.class_ids], np.uint8)
         self._plain = NetworkConfig(image_channels=context.image_channels(), in_slices=1, classes=context.class_ids)
-        self._features: OrderedDict[Slot, Tensor] = OrderedDict()
         self._usual_area = self._measure_usual_area()
         pixels = max(math.prod(context.volume(name).plane_shape(context.axis)) for name in context.volumes)
         first = Slot(context.volumes[0], context.annotated(context.volumes[0])[0])
@@ -277,35 +322,137 @@ class Flow:
                 profile=self.config.profile,
                 stride=_stride(self.config, pixels),
                 radius=self.config.radius,
+                reach=self._reach(pixels),
+                soften=self.config.soften,
                 noise=estimate_noise(self._plane(first)[0]),
             )
         ).to(context.device)
+        self._token = ""
+        self._residual = 0.0
+
+    def _reach(self, pixels: int) -> float:
+        """Return `reach` in features: never less than one of them, nor so much that the window cuts it off."""
+        spacing = dict(zip(AXES, self.context.volume(self.context.volumes[0]).voxel_size, strict=True))
+        between = spacing.pop(self.context.axis)
+        pixel = sum(spacing.values()) / 2
+        features = self.config.reach * between / pixel / _stride(self.config, pixels)
+        return min(max(features, 1.0), max(self.config.radius / 2, 1.0))
 
     # -- the stages ---------------------------------------------------------------------------------------------------
 
     def run(self) -> Iterator[Event]:
         """Go through the stages; see `propagate`."""
         tensors, extra = self.context.load_state() or ({}, {})
-        digest = self.context.annotation_digest()
-        if extra:
+        earlier = None if extra else self._earlier()
+        if earlier is not None:
+            tensors = dict(earlier.tensors)
+        if tensors:
             self.network.load_state_dict(tensors)
         else:
             yield from self._learn()
             if self.context.stop():
                 return
         self.network.eval()
-        fresh = extra.get("annotation") != digest
-        if fresh:
+        self._token = self._network_token()
+        self._residual = self._measure_residual()
+        painted = self._painted()
+        known = extra if earlier is None else dict(earlier.extra)
+        measured_with = cast("int", known.get("measured_with", 0))
+        annotated = sum(len(self.context.annotated(name)) for name in self.context.volumes)
+        if annotated < 2 * measured_with:
+            self.calibration = Calibration(**known["calibration"])  # type: ignore[arg-type]
+        else:
             yield from self._calibrate()
             if self.context.stop():
                 return
-            self.context.save_state(
-                self.network.state_dict(), {"annotation": digest, "calibration": asdict(self.calibration)}
-            )
-        else:
-            self.calibration = Calibration(**extra["calibration"])  # type: ignore[arg-type]
-        yield from self._fill(frozenset() if fresh else self._done())
+            # what is sure by another measure is not taken over
+            earlier, measured_with = None, annotated
+        unchanged = bool(extra) and extra["painted"] == painted
+        if not unchanged:
+            self._save(painted, measured_with)
+        if earlier is not None:
+            yield from self._take_over(earlier, painted)
+            if self.context.stop():
+                return
+        yield from self._fill(self._done() if unchanged or earlier is not None else frozenset())
         self._save_model()
+
+    def _save(self, painted: Mapping[str, str], measured_with: int) -> None:
+        extra: dict[str, JsonValue] = {
+            "painted": dict(painted),
+            "image": self._image_token(),
+            "classes": list(self.context.class_ids),
+            "calibration": asdict(self.calibration),
+            "measured_with": measured_with,
+        }
+        self.context.save_state(self.network.state_dict(), extra)
+
+    # -- what an earlier run did ---------------------------------------------------------------------------------------
+
+    def _earlier(self) -> EarlierRun | None:
+        """Return the run whose network and labels may be taken over."""
+        if self.config.reuse == "off":
+            return None
+        found = self.context.earlier()
+        same = found is not None and (
+            found.extra["image"] == self._image_token() and found.extra["classes"] == list(self.context.class_ids)
+        )
+        return found if same else None
+
+    def _painted(self) -> dict[str, str]:
+        """Return a text for each annotated slice, and one per volume for the other axes, that change with the paint."""
+        found = {}
+        for name in self.context.volumes:
+            for index in self.context.annotated(name):
+                target, known = self._supervised(Slot(name, index))
+                found[f"{name} {index}"] = hashlib.sha256(target.tobytes() + known.tobytes()).hexdigest()
+            across = hashlib.sha256()
+            annotation = self.context.annotation(name)
+            for axis in AXES:
+                for index in annotation.annotated(axis) if axis != self.context.axis else ():
+                    across.update(f"{axis}{index}".encode() + annotation.read_slice(SliceRef(axis, index)).tobytes())
+            found[f"{name} across"] = across.hexdigest()
+        return found
+
+    def _take_over(self, earlier: EarlierRun, painted: Mapping[str, str]) -> Iterator[Event]:
+        """Write the slices of an earlier run that no change of the annotation touches."""
+        before = cast("Mapping[str, str]", earlier.extra["painted"])
+        for name in self.context.volumes:
+            if before.get(f"{name} across") != painted[f"{name} across"]:
+                continue
+            labels, confidence = (
+                run_store(self.context.project, earlier.folder, kind, name, self.context.axis)
+                for kind in ("prediction", "confidence")
+            )
+            for index in (
+                index for gap in gaps(self.context, name) if _same(gap, before, painted) for index in gap.slices
+            ):
+                row = earlier.rows[name, index]
+                yield self.context.write_slice(
+                    name,
+                    index,
+                    labels.read(index),
+                    confidence.read(index),
+                    provenance=row.provenance,
+                    score=row.confidence,
+                )
+                if self.context.stop():
+                    return
+
+    def _image_token(self) -> str:
+        """Return a text that changes with the images: of the first, the middle and the last slice of each volume."""
+        digest = hashlib.sha256()
+        for name in self.context.volumes:
+            indices = self.context.slices(name)
+            for index in (indices[0], indices[len(indices) // 2], indices[-1]):
+                digest.update(self._plane(Slot(name, index)).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _network_token(self) -> str:
+        digest = hashlib.sha256(self.network.config.model_dump_json().encode())
+        for value in self.network.state_dict().values():
+            digest.update(value.detach().cpu().numpy().tobytes())
+        return digest.hexdigest() + self._image_token()
 
     def _done(self) -> frozenset[Slot]:
         return frozenset(Slot(name, index) for name in self.context.volumes for index in self.context.done(name))
@@ -335,11 +482,11 @@ class Flow:
                 return
 
     def _fill_gap(self, gap: Gap, done: frozenset[Slot]) -> Iterator[Event]:
-        for index, probability in self._carried(gap):
-            if probability is None:
-                yield Progress("carry", index - gap.slices.start + 1, len(gap.slices), self._name(gap, index))
+        for index, carried in self._carried(gap):
+            if carried is None:
+                yield Progress("carry", abs(index - gap.slices.start) + 1, len(gap.slices) + 1, self._name(gap, index))
             elif Slot(gap.volume, index) not in done:
-                yield self._write(Slot(gap.volume, index), probability)
+                yield self._write(Slot(gap.volume, index), carried)
             if self.context.stop():
                 return
 
@@ -466,58 +613,100 @@ class Flow:
             start, indices = (upper, reversed(gap.slices)) if lower is None else (lower, iter(gap.slices))
             assert start is not None
             for index, carried in self._chain(gap.volume, start, indices):
-                yield index, _without_unknown(carried)
-            return
-        if self.config.sides == "nearest":
+                yield index, _explained(carried)
+        elif self.config.sides == "nearest":
             middle = (lower + upper) / 2
             for end, near in (
                 (lower, [index for index in gap.slices if index <= middle]),
                 (upper, [index for index in reversed(gap.slices) if index > middle]),
             ):
                 for index, carried in self._chain(gap.volume, end, iter(near)):
-                    yield index, _without_unknown(carried)
-            return
-        shape = self.context.volume(gap.volume).plane_shape(self.context.axis)
-        path = self.context.folder / f".flow.{gap.volume}.part.bin"
-        # one gap's labels from one side: on disk, so that a gap may be as long as it likes; no memory map, which kills
-        # the process where the disk is full
-        kept = _Planes(path, (1 + len(self._values), *shape))
+                    yield index, _explained(carried)
+        else:
+            yield from self._from_both(gap, lower, upper)
+
+    def _from_both(self, gap: Gap, lower: int, upper: int) -> Iterator[tuple[int, "NDArray[np.float32] | None"]]:
+        height, width = self.context.volume(gap.volume).plane_shape(self.context.axis)
+        ways = (
+            (lower, upper, [*gap.slices, upper]),
+            (upper, lower, [*reversed(gap.slices), lower]),
+        )
+        paths = [self.context.folder / f".flow.{gap.volume}.{end}.part.bin" for end in ("lower", "upper")]
+        # one gap's labels from either side: on disk, so that a gap may be as long as it likes; no memory map, which
+        # kills the process where the disk is full
+        kept: list[_Planes] = []
+        lost: list[float] = []
         try:
-            for index, carried in self._chain(gap.volume, lower, iter(gap.slices)):
-                kept.append(np.rint(carried * 255).astype(np.uint8))
-                yield index, None
-            for index, carried in self._chain(gap.volume, upper, reversed(gap.slices)):
-                from_lower = kept.read(index - gap.slices.start).astype(np.float32) / 255
-                share = (index - lower) / (upper - lower)
-                mixed = _without_unknown((1 - share) * from_lower + share * carried)
-                yield index, self._with_shapes(mixed, gap.volume, lower, upper, share)
+            for path, (start, end, indices) in zip(paths, ways, strict=True):
+                planes = _Planes(path, (2 + len(self._values), height, width))
+                kept.append(planes)
+                for index, carried in self._chain(gap.volume, start, iter(indices)):
+                    if index == end:
+                        lost.append(self._lost(carried, Slot(gap.volume, end)))
+                    else:
+                        planes.append(np.rint(carried * 255).astype(np.uint8))
+                    yield index, None
+            for slot in self.context.in_view_first(Slot(gap.volume, index) for index in gap.slices):
+                number = slot.index - gap.slices.start
+                way = (slot.index - lower) / (upper - lower)
+                share = _share_of_upper(way, lost[0], lost[1])
+                from_lower, from_upper = (
+                    planes.read(place).astype(np.float32)
+                    for planes, place in zip(kept, (number, len(gap.slices) - 1 - number), strict=True)
+                )
+                mixed = _explained(blend(from_lower, from_upper, share) / np.float32(255))
+                yield slot.index, self._with_shapes(mixed, gap.volume, lower, upper, way)
         finally:
-            kept.remove()
+            for planes in kept:
+                planes.remove()
+
+    def _lost(self, carried: "NDArray[np.float32]", end: Slot) -> float:
+        """Return how far what a chain carried to an annotated slice is from it: 1 less the mean Dice."""
+        target, known = self._supervised(end)
+        dice = true_dice(_explained(carried).argmax(0)[known], self._channel[target[known]])
+        return _LEAST_LOSS if dice is None else max(1 - dice, _LEAST_LOSS)
 
     def _chain(self, volume: str, start: int, indices: Iterator[int]) -> Iterator[tuple[int, "NDArray[np.float32]"]]:
-        """Yield, slice by slice away from an annotated one, probabilities (classes + unknown, h, w)."""
-        device, stride = self.context.device, self.network.config.stride
+        """Yield, slice by slice away from an annotated one, probabilities (classes + unknown + unexplained, h, w)."""
+        device = self.context.device
         anchor = Slot(volume, start)
         painted = self._with_unknown(anchor)
         h, w = painted.shape[1:]
-        first = padded_to(torch.from_numpy(painted).to(device), stride)
-        recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=max(1, self.config.references))
-        recent.append((self._encoded(anchor), first))
-        permanent = [(self._encoded(anchor), first)] if self.config.anchor == "on" else []
-        before, mask = anchor, painted[:-1].argmax(0)
+        count = len(painted)
+        first = self._remembered(anchor, torch.from_numpy(painted).to(device))
+        recent: deque[tuple[Tensor, Tensor]] = deque([first], maxlen=max(1, self.config.references))
+        permanent = [first] if self.config.anchor == "on" or not self.config.references else []
+        before, mask, skipped = anchor, painted[:-1].argmax(0), 0
+        found = painted
         for index in indices:
             slot = Slot(volume, index)
-            memory = [*permanent, *(recent if self.config.references else ())] or list(recent)
+            memory = [*permanent, *(recent if self.config.references else ())]
             with torch.inference_mode():
                 keys, values = (torch.stack(parts)[None] for parts in zip(*memory, strict=True))
-                carried = self.network.attend(self._encoded(slot)[None], keys, values)
-            found = carried[0, :, :h, :w].cpu().numpy()
-            found = self._decided(found)
+                carried = self.network.attend(self._encoded(slot)[None], keys, values)[0, :, :h, :w]
+                residual = self._unexplained(carried[count:], slot)
+            if self.config.damaged == "skip" and float(residual.mean()) > _DAMAGED and skipped < _MOST_SKIPPED:
+                skipped += 1
+                yield index, np.concatenate([found, np.ones((1, h, w), np.float32)])
+                continue
+            skipped = 0
+            found = self._decided(carried[:count].cpu().numpy())
             if self.config.verify == "on":
                 found, mask = self._verified(found, slot, before, mask)
                 before = slot
-            recent.append((self._encoded(slot), padded_to(torch.from_numpy(found).to(device), stride)))
-            yield index, found
+            recent.append(self._remembered(slot, torch.from_numpy(found).to(device)))
+            yield index, np.concatenate([found, residual.cpu().numpy()[None]])
+
+    def _remembered(self, slot: Slot, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features, and labels above intensities, of a slice that others take them from."""
+        both = torch.cat([labels, self._plane(slot).to(labels)])
+        return self._encoded(slot), padded_to(both, self.network.config.stride)
+
+    def _unexplained(self, carried: Tensor, slot: Slot) -> Tensor:
+        """Return from 0 to 1 how far the intensities (c, h, w) carried to a slice are from its own, (h, w)."""
+        error = (carried - self._plane(slot).to(carried)).abs().mean(0, keepdim=True)
+        error = functional.avg_pool2d(error[None], 5, 1, 2, count_include_pad=False)[0, 0]
+        return ((error / self._residual - _USUAL) / (_STRANGE - _USUAL)).clamp(0, 1)
 
     def _decided(self, carried: "NDArray[np.float32]") -> "NDArray[np.float32]":
         """Return probabilities that sum to 1, sharpened a little or down to decisions."""
@@ -581,7 +770,8 @@ class Flow:
             for index, probability in self._carried(gap):
                 if index == held_out and probability is not None:
                     found.append(self._judged(Slot(gap.volume, index), probability, gap))
-                yield Progress("calibrate", number, len(chosen), self._name(gap, index))
+                if probability is None or self.config.sides == "nearest":
+                    yield Progress("calibrate", number, len(chosen), self._name(gap, index))
                 if self.context.stop():
                     return
         if found:
@@ -611,15 +801,33 @@ class Flow:
 
     def _encoded(self, slot: Slot) -> Tensor:
         """Return the features of a slice, (64, h / stride, w / stride); the last ones stay in memory."""
-        if slot not in self._features:
+        key = (self._token, self.context.axis, slot.volume, slot.index)
+        if key not in _FEATURES:
             with torch.inference_mode():
                 plane = padded_to(self._plane(slot), self.network.config.stride)
-                self._features[slot] = _encoded_in_tiles(self.network, plane.to(self.context.device))
-            total = sum(features.nbytes for features in self._features.values())
-            while total > self.config.cache_mb * 2**20 and len(self._features) > 1:
-                total -= self._features.popitem(last=False)[1].nbytes
-        self._features.move_to_end(slot)
-        return self._features[slot].float()
+                _FEATURES[key] = _encoded_in_tiles(self.network, plane.to(self.context.device))
+            total = sum(features.nbytes for features in _FEATURES.values())
+            while total > self.config.cache_mb * 2**20 and len(_FEATURES) > 1:
+                total -= _FEATURES.popitem(last=False)[1].nbytes
+        _FEATURES.move_to_end(key)
+        return _FEATURES[key].float()
+
+    def _measure_residual(self) -> float:
+        """Return how far intensities carried from a neighbour usually are from a slice's own, the median of some."""
+        found = []
+        for name in self.context.volumes:
+            for piece in self.context.pieces(name):
+                pairs = piece.slices[:-1]
+                for index in pairs[:: max(1, -(-len(pairs) // _MOST_MEASURED))]:
+                    slot, other = Slot(name, index), Slot(name, index + 1)
+                    plane = self._plane(slot)
+                    values = padded_to(plane.to(self.context.device), self.network.config.stride)
+                    with torch.inference_mode():
+                        made = self.network.attend(
+                            self._encoded(other)[None], self._encoded(slot)[None, None], values[None, None]
+                        )[0, :, : plane.shape[1], : plane.shape[2]]
+                    found.append(float((made - self._plane(other).to(made)).abs().mean()))
+        return max(float(np.median(found)) if found else 0.0, _LEAST_RESIDUAL)
 
     def _supervised(self, slot: Slot) -> tuple["NDArray[np.uint8]", "NDArray[np.bool_]"]:
         found = self.context.annotation(slot.volume).supervision(SliceRef(self.context.axis, slot.index))
@@ -686,11 +894,35 @@ def verified(
     return checked
 
 
+def _same(gap: Gap, before: Mapping[str, str], painted: Mapping[str, str]) -> bool:
+    """Return whether the annotated slices around a gap are the same, and as they were."""
+    names = [f"{gap.volume} {end}" for end in (gap.lower, gap.upper) if end is not None]
+    inside = any(f"{gap.volume} {index}" in before for index in gap.slices)
+    return not inside and all(before.get(name) == painted[name] for name in names)
+
+
 def _without_unknown(probability: "NDArray[np.float32]") -> "NDArray[np.float32]":
     """Return class probabilities that sum to 1; all alike where nothing at all is known."""
     known = np.maximum(probability[:-1], 0) + np.float32(_LEAST_SHARE)
     shared: NDArray[np.float32] = known / known.sum(0, keepdims=True)
     return shared
+
+
+def _explained(carried: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    """Return class probabilities from what a chain carries: the less a pixel is explained, the more they are alike."""
+    known = _without_unknown(carried[:-1])
+    doubt = np.float32(_MOST_DOUBT) * carried[-1]
+    doubted: NDArray[np.float32] = known + doubt * (np.float32(1 / len(known)) - known)
+    return doubted
+
+
+def _share_of_upper(way: float, lost_by_lower: float, lost_by_upper: float) -> float:
+    """Return the weight of the chain from above at a share of the way up: the inverse of what it has lost so far.
+
+    A chain is taken to lose evenly on its way; with equal losses that is the share of the way.
+    """
+    lower, upper = lost_by_lower * way, lost_by_upper * (1 - way)
+    return lower / (lower + upper)
 
 
 def _encoded_in_tiles(network: CorrespondenceNetwork, plane: Tensor) -> Tensor:
@@ -719,4 +951,4 @@ def _some(items: Sequence[T]) -> Sequence[T]:
 def _stride(config: FlowConfig, pixels: int) -> Literal[1, 2, 4]:
     if config.stride != "auto":
         return {"1": 1, "2": 2, "4": 4}[config.stride]  # type: ignore[return-value]
-    return 2 if pixels <= 320**2 else 4
+    return 1 if pixels <= 128**2 else 2 if pixels <= 320**2 else 4
