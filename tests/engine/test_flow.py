@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 
 from napari_slicelabel.data.boxes import SliceRef
+from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.context import run_store
-from napari_slicelabel.engine.events import SliceDone
-from napari_slicelabel.engine.methods.flow import _Planes
+from napari_slicelabel.engine.events import Progress, SliceDone
+from napari_slicelabel.engine.methods.flow import _Planes, _share_of_upper
 from napari_slicelabel.engine.run import run
 from napari_slicelabel.errors import StorageError
 
@@ -21,10 +25,16 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from napari_slicelabel.data.project import Project
     from napari_slicelabel.data.samples import Sample
 
-TINY: dict[str, object] = {"device": "cpu", "iterations": 2, "batch": 2, "crop_px": 32, "calibrate": "off", "reuse": "off"}
+TINY: dict[str, object] = {
+    "device": "cpu",
+    "iterations": 2,
+    "batch": 2,
+    "crop_px": 32,
+    "calibrate": "off",
+    "reuse": "off",
+}
 
 
 def confidence(project: Project, index: int) -> NDArray[np.uint8]:
@@ -83,3 +93,131 @@ def test_a_full_disk_between_two_annotated_slices(painted: Project, monkeypatch:
     # the annotated slices and those before the first of them were written by then
     assert sorted(done) == sorted(set(range(16)) - {0, 1, 2, 7, 12})
     assert confidence(painted, 4).any()
+
+
+def test_a_correction_recomputes_only_its_gaps(painted: Project, tiny_stack: Sample) -> None:
+    """Slices 2, 7 and 12 are annotated; 9 is added: what lies below 7 and above 12 is taken over as it was."""
+    config = build_config("flow", {**TINY, "reuse": "on", "calibrate": "auto"})
+    first = list(run(painted, config))
+    assert any(isinstance(event, Progress) and event.stage == "learn what corresponds" for event in first)
+    painted.annotation("tiny").write_slice(SliceRef("z", 9), tiny_stack.labels[9], complete=True)
+    second = list(run(painted, config))
+    stages = {event.stage for event in second if isinstance(event, Progress)}
+    assert stages == {"carry"}
+    carried = {event.message for event in second if isinstance(event, Progress)}
+    assert carried == {f"tiny z{index}" for index in range(7, 13)}
+    assert sorted(event.index for event in second if isinstance(event, SliceDone)) == list(range(16))
+    stores = [
+        [run_store(painted, painted.run_folder(events[-1].run_id), kind, "tiny", "z") for events in (first, second)]
+        for kind in ("prediction", "confidence")
+    ]
+    for before, after in stores:
+        for index in (*range(8), *range(12, 16)):
+            np.testing.assert_array_equal(before.read(index), after.read(index))
+    np.testing.assert_array_equal(stores[0][1].read(9), tiny_stack.labels[9])
+    assert any(not np.array_equal(stores[0][0].read(index), stores[0][1].read(index)) for index in (8, 10, 11))
+
+
+def test_the_labels_are_those_of_a_run_of_its_own(painted: Project, tiny_stack: Sample) -> None:
+    """Whatever is taken over, labels do not depend on it."""
+    settings = {**TINY, "reuse": "on"}
+    list(run(painted, build_config("flow", settings)))
+    painted.annotation("tiny").write_slice(SliceRef("z", 5), tiny_stack.labels[5], complete=True)
+    ends = [list(run(painted, build_config("flow", {**settings, "reuse": reuse})))[-1] for reuse in ("on", "off")]
+    stores = [run_store(painted, painted.run_folder(end.run_id), "prediction", "tiny", "z") for end in ends]
+    for index in range(16):
+        np.testing.assert_array_equal(stores[0].read(index), stores[1].read(index))
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"iterations": 3}, {"range": "0:15"}, {"stops": "4"}], ids=lambda change: next(iter(change))
+)
+def test_nothing_is_taken_over_from_a_run_of_another_kind(painted: Project, change: dict[str, object]) -> None:
+    settings = {**TINY, "reuse": "on"}
+    list(run(painted, build_config("flow", settings)))
+    events = list(run(painted, build_config("flow", {**settings, **change})))
+    assert any(isinstance(event, Progress) and event.stage == "learn what corresponds" for event in events)
+
+
+def test_nothing_is_taken_over_from_another_image(painted: Project) -> None:
+    config = build_config("flow", {**TINY, "reuse": "on"})
+    list(run(painted, config))
+    image = painted.volume("tiny")
+    other = np.stack([255 - image.read_slice(SliceRef("z", z))[0, 0] for z in range(16)])
+    np.save(image.source, other)
+    events = list(run(Project.open(painted.path), config))
+    assert any(isinstance(event, Progress) and event.stage == "learn what corresponds" for event in events)
+
+
+def test_a_slice_painted_along_another_axis_fills_everything_again(painted: Project) -> None:
+    """Its paint was pasted over the labels, and has to go from them when it is erased."""
+    config = build_config("flow", {**TINY, "reuse": "on"})
+    annotation = painted.annotation("tiny")
+    annotation.write_slice(SliceRef("y", 20), np.full((16, 64), 2, np.uint8))
+    list(run(painted, config))
+    annotation.write_slice(SliceRef("y", 20), np.zeros((16, 64), np.uint8))
+    carried = {event.message for event in run(painted, config) if isinstance(event, Progress)}
+    assert {f"tiny z{index}" for index in (3, 6, 8, 11)} <= carried
+
+
+def moving_disc(depth: int = 12, size: int = 48) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return a textured stack with a bright disc that moves by a pixel from slice to slice, and its labels."""
+    rng = np.random.default_rng(0)
+    y, x = np.indices((size, size))
+    texture = gaussian_filter(rng.normal(size=(size, size)), 2)
+    texture *= 20 / texture.std()
+    discs = np.stack([(y - 24) ** 2 + (x - 18 - z) ** 2 < 100 for z in range(depth)])
+    image = np.clip(90 + texture + 70 * discs + rng.normal(0, 3, discs.shape), 0, 255)
+    return image.astype(np.uint8), discs.astype(np.uint8)
+
+
+def followed(folder: Path, image: NDArray[np.uint8], labels: NDArray[np.uint8], **settings: object) -> Project:
+    """Return a project in which the first and the last slice were painted and everything between carried."""
+    np.save(folder / "disc.npy", image)
+    project = Project.create(folder / "disc.slicelabel", [folder / "disc.npy"], names=["tiny"], classes=["disc"])
+    for z in (0, len(image) - 1):
+        project.annotation("tiny").write_slice(SliceRef("z", z), labels[z], complete=True)
+    list(run(project, build_config("flow", {**TINY, "iterations": 20, "crop_px": 48, **settings})))
+    return project
+
+
+def predicted(project: Project) -> NDArray[np.uint8]:
+    store = run_store(project, project.run_folder(project.run_ids()[-1]), "prediction", "tiny", "z")
+    return np.stack([store.read(index) for index in range(12)])
+
+
+def dice(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
+    return float(2 * np.count_nonzero(one & other) / (np.count_nonzero(one) + np.count_nonzero(other)))
+
+
+@pytest.mark.parametrize("kind", ["missing", "white"])
+def test_a_damaged_slice_is_stepped_over(tmp_path: Path, kind: str) -> None:
+    image, labels = moving_disc()
+    image[5] = 0 if kind == "missing" else 255
+    for name in ("skip", "keep"):
+        (tmp_path / name).mkdir()
+    skipped, kept = (predicted(followed(tmp_path / name, image, labels, damaged=name)) for name in ("skip", "keep"))
+    # not only the slice itself: what is behind it is reached through it
+    behind = list(range(1, 11))
+    assert dice(skipped[behind], labels[behind]) > 0.9
+    assert dice(skipped[behind], labels[behind]) > dice(kept[behind], labels[behind])
+
+
+def test_what_no_neighbour_explains_is_in_doubt(tmp_path: Path) -> None:
+    """Something bright turns up that no annotated slice shows: it gets no label, but its confidence falls."""
+    image, labels = moving_disc()
+    image[4:8, 4:12, 36:46] = 255
+    project = followed(tmp_path, image, labels)
+    assert not predicted(project)[4:8, 4:12, 36:46].any()
+    new, old = confidence(project, 5)[5:11, 37:45], confidence(project, 5)[36:46, 4:12]
+    assert new.mean() < 200
+    assert old.mean() > 245
+
+
+@given(way=st.floats(0.01, 0.99), lost=st.tuples(st.floats(0.02, 1), st.floats(0.02, 1)))
+def test_the_side_that_lost_more_counts_less(way: float, lost: tuple[float, float]) -> None:
+    share = _share_of_upper(way, *lost)
+    assert 0 < share < 1
+    assert share == pytest.approx(1 - _share_of_upper(1 - way, *reversed(lost)))
+    assert (share >= way - 1e-9) == (lost[0] >= lost[1]) or share == pytest.approx(way)
+    assert _share_of_upper(way, 0.3, 0.3) == pytest.approx(way)

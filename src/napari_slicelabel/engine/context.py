@@ -23,6 +23,7 @@ from napari_slicelabel.engine.events import SliceDone
 from napari_slicelabel.engine.pieces import Piece
 from napari_slicelabel.engine.record import RunRecord
 from napari_slicelabel.engine.state import (
+    RANDOM,
     load_state,
     random_state,
     restore_random_state,
@@ -52,7 +53,6 @@ IGNORE = 255
 
 SLICES_NAME = "slices.csv"
 _COLUMNS = ("volume", "axis", "index", "confidence", "provenance", "needs_review")
-_RANDOM = "random."
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -331,7 +331,7 @@ class RunContext:
         the new one.
         """
         generators, state = random_state(self.rng)
-        everything = {**tensors, **{_RANDOM + name: tensor for name, tensor in generators.items()}}
+        everything = {**tensors, **{RANDOM + name: tensor for name, tensor in generators.items()}}
         save_state(self.folder / "state", everything, {"method": dict(extra), "rng": state})
         self.save_slices()
 
@@ -352,12 +352,12 @@ class RunContext:
         if loaded is None:
             return None
         tensors, extra = loaded
-        generators = {name.removeprefix(_RANDOM): t for name, t in tensors.items() if name.startswith(_RANDOM)}
+        generators = {name.removeprefix(RANDOM): t for name, t in tensors.items() if name.startswith(RANDOM)}
         method, state = extra["method"], extra["rng"]
         assert isinstance(method, dict)
         assert isinstance(state, dict)
         restore_random_state(self.rng, generators, state)
-        return {name: tensor for name, tensor in tensors.items() if not name.startswith(_RANDOM)}, method
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith(RANDOM)}, method
 
     def save_model(self, tensors: Mapping[str, Tensor], description: Mapping[str, JsonValue]) -> None:
         """Replace the model that `apply` takes to another volume.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from napari_slicelabel.engine.events import SliceDone
 from napari_slicelabel.engine.record import JOURNAL_NAME, RunRecord, read_events
-from napari_slicelabel.engine.state import load_state
+from napari_slicelabel.engine.state import RANDOM, load_state
 from napari_slicelabel.errors import SliceLabelError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class EarlierRun:
     folder : Path
         Where it lies.
     tensors : mapping of str to Tensor
-        Its state, on the CPU.
+        Its state, on the CPU, without that of random generators.
     extra : mapping
         What its method kept beside them.
     rows : mapping of (str, int) to SliceDone
@@ -72,7 +72,8 @@ def earlier_run(project: Project, record: RunRecord) -> EarlierRun | None:
             continue
         extra = state[1]["method"]
         assert isinstance(extra, dict)
-        return EarlierRun(folder, state[0], extra, {(event.volume, event.index): event for event in events})
+        tensors = {name: tensor for name, tensor in state[0].items() if not name.startswith(RANDOM)}
+        return EarlierRun(folder, tensors, extra, {(event.volume, event.index): event for event in events})
     return None
 
 

@@ -19,6 +19,9 @@ from torch import Tensor
 from napari_slicelabel.data.files import replacing, storage_errors, write_text
 from napari_slicelabel.errors import StorageError
 
+RANDOM = "random."
+"""Before the names of the tensors that are states of random generators, in the state of a run."""
+
 _INDEX = "state.json"
 
 

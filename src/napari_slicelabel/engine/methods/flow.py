@@ -71,6 +71,8 @@ _LEAST_LOSS, _LEAST_RESIDUAL = 0.02, 1e-4
 # Errors of carried intensities, in units of what is usual: up to the first all is well, from the second on a pixel is
 # not explained at all, which leaves its label that much doubt.
 _USUAL, _STRANGE, _MOST_DOUBT = 3.0, 9.0, 0.8
+# From slice to slice.
+_KEPT_DOUBT = 0.95
 # A slice is damaged where so much of it is not explained; not more than so many in a row are.
 _DAMAGED, _MOST_SKIPPED = 0.3, 2
 _MOST_MEASURED = 8
@@ -160,7 +162,7 @@ class FlowConfig(MethodConfig):
         "both", description="Whether labels come from the annotated slices on both sides, or from the nearer one."
     )
     shapes: float = Field(
-        0.15, ge=0.0, le=1.0, json_schema_extra={"step": 0.05}, description="Share of interpolated shapes in the result."
+        0.2, ge=0.0, le=1.0, json_schema_extra={"step": 0.05}, description="Share of interpolated shapes in the result."
     )
     verify: Literal["on", "off"] = Field(
         "off",
@@ -668,12 +670,11 @@ class Flow:
 
     def _chain(self, volume: str, start: int, indices: Iterator[int]) -> Iterator[tuple[int, "NDArray[np.float32]"]]:
         """Yield, slice by slice away from an annotated one, probabilities (classes + unknown + unexplained, h, w)."""
-        device = self.context.device
         anchor = Slot(volume, start)
         painted = self._with_unknown(anchor)
         h, w = painted.shape[1:]
         count = len(painted)
-        first = self._remembered(anchor, torch.from_numpy(painted).to(device))
+        first = self._remembered(anchor, np.concatenate([painted, np.zeros((1, h, w), np.float32)]))
         recent: deque[tuple[Tensor, Tensor]] = deque([first], maxlen=max(1, self.config.references))
         permanent = [first] if self.config.anchor == "on" or not self.config.references else []
         before, mask, skipped = anchor, painted[:-1].argmax(0), 0
@@ -684,8 +685,10 @@ class Flow:
             with torch.inference_mode():
                 keys, values = (torch.stack(parts)[None] for parts in zip(*memory, strict=True))
                 carried = self.network.attend(self._encoded(slot)[None], keys, values)[0, :, :h, :w]
-                residual = self._unexplained(carried[count:], slot)
-            if self.config.damaged == "skip" and float(residual.mean()) > _DAMAGED and skipped < _MOST_SKIPPED:
+                strange = self._unexplained(carried[count + 1 :], slot)
+                # what is carried from a place that nothing explained is not explained either
+                doubt = torch.maximum(strange, _KEPT_DOUBT * carried[count])[None].cpu().numpy()
+            if self.config.damaged == "skip" and float(strange.mean()) > _DAMAGED and skipped < _MOST_SKIPPED:
                 skipped += 1
                 yield index, np.concatenate([found, np.ones((1, h, w), np.float32)])
                 continue
@@ -694,12 +697,13 @@ class Flow:
             if self.config.verify == "on":
                 found, mask = self._verified(found, slot, before, mask)
                 before = slot
-            recent.append(self._remembered(slot, torch.from_numpy(found).to(device)))
-            yield index, np.concatenate([found, residual.cpu().numpy()[None]])
+            both = np.concatenate([found, doubt])
+            recent.append(self._remembered(slot, both))
+            yield index, both
 
-    def _remembered(self, slot: Slot, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _remembered(self, slot: Slot, labels: "NDArray[np.float32]") -> tuple[Tensor, Tensor]:
         """Return features, and labels above intensities, of a slice that others take them from."""
-        both = torch.cat([labels, self._plane(slot).to(labels)])
+        both = torch.cat([torch.from_numpy(labels), self._plane(slot)]).to(self.context.device)
         return self._encoded(slot), padded_to(both, self.network.config.stride)
 
     def _unexplained(self, carried: Tensor, slot: Slot) -> Tensor:
