@@ -1,8 +1,8 @@
 """Correspondence flow from one annotated slice, beside what it has to beat: ``python -m benchmarks.flow``.
 
-One structure at a time, as in S4: everything else is background. The annotated slice is drawn within 3 of the one with the
-largest area; what is scored is the whole rest of the volume, far beyond both ends of the structure. Nothing is told where
-it ends. The tables go to docs/benchmarks.md.
+One structure at a time, as in S4: everything else is background. The annotated slice is drawn within 3 of the one with
+the largest area; what is scored is the whole rest of the volume, far beyond both ends of the structure. Nothing is told
+where it ends. The tables go to docs/benchmarks.md.
 """
 
 from __future__ import annotations
