@@ -12,6 +12,7 @@ import torch
 
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.data.project import Project
+from napari_slicelabel.data.volume import Volume
 from napari_slicelabel.engine.events import Progress, drain
 from napari_slicelabel.engine.select import FEATURE_NAMES, Ranking, rank, rank_in_steps
 from napari_slicelabel.engine.select.autoencoders import ConvAutoencoder, MaskedAutoencoder, learn_features, seeded
@@ -20,7 +21,7 @@ from napari_slicelabel.engine.select.coverage import greedy_cover
 from napari_slicelabel.engine.select.features import FEATURES
 from napari_slicelabel.engine.select.options import SelectOptions
 from napari_slicelabel.engine.select.similarities import Similarities
-from napari_slicelabel.engine.select.thumbnails import SIDE_PX, Thumbnails, make_thumbnails
+from napari_slicelabel.engine.select.thumbnails import SIDE_PX, Thumbnails, make_thumbnails, small_picture
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,6 +72,17 @@ def test_thumbnails_are_the_slices_made_small(staged: Project, axis: str) -> Non
     assert np.corrcoef(made.pictures[3, 0].ravel(), plane[np.ix_(rows, columns)].ravel())[0, 1] > 0.9
 
 
+@pytest.mark.parametrize("shape", [(48, 60), (96, 96), (200, 131), (384, 97)])
+def test_thumbnails_are_means(shape: tuple[int, int]) -> None:
+    """As torch's pooling makes them, from larger and from smaller slices."""
+    plane = np.random.default_rng(0).integers(0, 255, (1, *shape)).astype(np.uint8)
+    volume = Volume.from_array(plane)
+    scale = volume.intensity()
+    shares = torch.from_numpy(plane).float().sub(scale.low[0]).div(scale.high[0] - scale.low[0]).clamp(0, 1)
+    expected = 255 * torch.nn.functional.adaptive_avg_pool2d(shares, SIDE_PX).numpy()
+    assert np.abs(small_picture(volume, SliceRef("z", 0)) - expected).max() < 0.51
+
+
 def test_thumbnails_go_on_where_they_were_stopped(staged: Project) -> None:
     steps = make_thumbnails(staged, stack_of(staged))
     note = staged.path / "selection" / "thumbnails" / "scenes-z.json"
@@ -96,19 +108,6 @@ def test_thumbnails_of_an_image_that_changed_are_made_again(staged: Project, tmp
     np.save(tmp_path / "scenes.npy", scenes(seed=1))
     opened = Project.open(staged.path)
     assert len(list(make_thumbnails(opened, stack_of(opened)))) == 38
-
-
-def test_empty_and_damaged_slices_are_skipped_and_named(tmp_path: Path) -> None:
-    image = scenes()
-    image[7] = 0
-    image[25] = np.random.default_rng(5).integers(0, 255, image[25].shape)
-    np.save(tmp_path / "bad.npy", image)
-    project = Project.create(tmp_path / "bad.slicelabel", [tmp_path / "bad.npy"], classes=["one"])
-    ranking = rank(project, "representative", 36, features="intensity")
-    assert {item.index for item in ranking.order} == set(range(38)) - {7, 25}
-    assert ranking.notes == ("bad z: skipped 7 (empty)", "bad z: skipped 25 (unlike its neighbours)")
-    with pytest.raises(InputError, match="only 36 slices"):
-        rank(project, "representative", 37, features="intensity")
 
 
 @pytest.mark.parametrize("features", OFFLINE)

@@ -11,6 +11,7 @@ from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
 from napari_slicelabel.engine.config import unknown
 from napari_slicelabel.engine.events import Metric, Progress, drain
 from napari_slicelabel.engine.select.candidates import Candidates
+from napari_slicelabel.engine.select.condition import Inspection, check_budget
 from napari_slicelabel.engine.select.interval import interval
 from napari_slicelabel.engine.select.options import NO_OPTIONS, SelectOptions
 from napari_slicelabel.engine.select.random import random
@@ -86,12 +87,17 @@ class Selector:
 def _blind(
     function: Callable[[Candidates, int, np.random.Generator], Sequence[tuple[str, SliceRef]]],
 ) -> Callable[[Request], Generator[Progress | Metric, None, Choice]]:
-    """Return a selector that looks at no image."""
+    """Return a selector that looks at an image only to pass over damaged slices."""
 
     def choose(request: Request) -> Generator[Progress | Metric, None, Choice]:
-        chosen = function(request.candidates, request.budget, request.rng)
-        yield Progress("choose", len(chosen), len(chosen))
-        return Choice(chosen)
+        candidates, inspection = request.candidates, Inspection(request)
+        while True:
+            check_budget(request.budget, candidates.count)
+            chosen = function(candidates, request.budget, np.random.default_rng(request.seed))
+            bad = yield from inspection.damaged(chosen)
+            if not bad:
+                return Choice(chosen, notes=inspection.notes())
+            candidates = candidates.without(bad)
 
     return choose
 
@@ -187,12 +193,12 @@ def rank_in_steps(
     name : str
         Name to keep the ranking under; by default that of the method. A ranking of that name is replaced.
     options : SelectOptions
-        Range, position prior, cost, spread over stacks, pretrained weights.
+        Range, slices to skip, position prior, cost, spread over stacks, pretrained weights.
 
     Yields
     ------
     Progress, Metric
-        Nothing where no image is looked at.
+        While slices are looked at and networks learn.
 
     Returns
     -------
