@@ -72,6 +72,8 @@ class Selector:
         What the user types.
     title : str
         One line for lists and forms.
+    known : str
+        What we know of it, in plain words; docs/selection.md has the figures.
     choose : callable
         Takes a request; a generator of progress that returns a choice.
     compares : bool
@@ -80,6 +82,7 @@ class Selector:
 
     name: str
     title: str
+    known: str
     choose: Callable[[Request], Generator[Progress | Metric, None, Choice]]
     compares: bool = False
 
@@ -121,18 +124,38 @@ def _looking(features: str = "") -> Callable[[Request], Generator[Progress | Met
 
 
 _ALL = (
-    Selector("interval", "Equally spaced slices: the safe choice", _blind(interval)),
-    Selector("random", "Slices drawn at random", _blind(random)),
+    Selector(
+        "interval",
+        "Equally spaced slices",
+        "The default: in our tests nothing else was better throughout.",
+        _blind(interval),
+    ),
+    Selector(
+        "random",
+        "Slices drawn at random",
+        "In our tests mostly worse than equal spacing.",
+        _blind(random),
+    ),
     Selector(
         "representative",
-        "Slices that together look most like all slices: in our tests mostly as good as equal spacing or better, but"
-        " not with a single slice per volume",
+        "Slices that together look most like all slices (S5)",
+        "In our tests about as good as equal spacing, often better with two or three slices in a volume, and bad with a"
+        " single one.",
         _looking(),
         compares=True,
     ),
-    Selector("mae", "The same by features of a masked auto-encoder (UAL of S3)", _looking("mae"), compares=True),
     Selector(
-        "foreground", "Slices far from painted ones where a finished run is unsure of the foreground", _foreground
+        "mae",
+        "The same by features of a masked auto-encoder (UAL of S3)",
+        "Its authors found it no better than equal spacing. It is slow.",
+        _looking("mae"),
+        compares=True,
+    ),
+    Selector(
+        "foreground",
+        "Slices far from painted ones where a finished run is unsure of the foreground",
+        "For after a run. We have not measured how much it helps.",
+        _foreground,
     ),
 )
 
