@@ -193,11 +193,28 @@ def test_greedy_search_is_caught_where_exchanges_are_not() -> None:
     assert value(sims, best_cover(similarities, 2).order) == value(sims, optimum)
 
 
-def test_exchanges_are_never_for_dearer_slices() -> None:
+@given(features, st.data())
+def test_with_costs_it_covers_no_less_and_costs_no_more_than_others(
+    rows: NDArray[np.float32], data: st.DataObject
+) -> None:
+    similarities = Similarities(rows)
+    costs = np.array(data.draw(st.lists(st.sampled_from([1.0, 2.0, 6.0]), min_size=len(rows), max_size=len(rows))))
+    budget = data.draw(st.integers(1, len(rows)))
+    other = data.draw(st.permutations(range(len(rows))))[:budget]
+    cover = best_cover(similarities, budget, costs=costs, others=[other])
+    sims = matrix(similarities)
+    assert len(set(cover.order)) == budget
+    assert costs[list(cover.order)].sum() <= costs[other].sum()
+    assert value(sims, cover.order) >= value(sims, tuple(other))
+
+
+def test_dear_slices_are_left_out_where_nothing_else_sets_a_limit() -> None:
     angle = np.radians([0, 10, 20, 45, 70, 80, 90])
     similarities = Similarities(np.stack([np.cos(angle), np.sin(angle)], 1))
     costs = np.array([3.0, 3, 3, 1, 3, 3, 3])
-    assert 3 in best_cover(similarities, 2, costs=costs, others=[(1, 5)]).order
+    assert 3 in best_cover(similarities, 2, costs=costs).order
+    # two dear ones cover more, and may be had where others cost as much
+    assert 3 not in best_cover(similarities, 2, costs=costs, others=[(0, 6)]).order
 
 
 def test_long_stacks_exchange_some(monkeypatch: pytest.MonkeyPatch) -> None:

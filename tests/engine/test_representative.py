@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from napari_slicelabel.data.boxes import SliceRef
+from napari_slicelabel.data.boxes import AXES, SliceRef
 from napari_slicelabel.data.project import Project
 from napari_slicelabel.data.volume import Volume
 from napari_slicelabel.engine.events import Progress, drain
@@ -192,18 +192,27 @@ def test_position_keeps_proposals_apart(staged: Project) -> None:
     assert gap(0.5) >= 4
 
 
-def test_dear_slices_give_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("budget", [2, 5, 8, 13])
+def test_area_is_a_cost(tmp_path: Path, budget: int) -> None:
     """Slices along z have 48 x 48 pixels, those along x a sixth of that, and show as much."""
     np.save(tmp_path / "flat.npy", scenes(lengths=(4, 4)))
     project = Project.create(tmp_path / "flat.slicelabel", [tmp_path / "flat.npy"], classes=["one"])
+    stacks = [drain(make_thumbnails(project, stack)) for stack in Candidates.of(project, ("flat",), AXES).stacks]
+    rows = drain(FEATURES["intensity"].compute(stacks, torch.device("cpu"), np.random.default_rng(0), SelectOptions()))
+    similarities = Similarities(rows - rows.mean(0))
 
-    def area(cost: str) -> int:
+    def coverage_and_pixels(method: str, cost: str) -> tuple[float, int]:
         options = SelectOptions.of(cost=cost)
-        order = rank(project, "representative", 8, "all", features="intensity", options=options).order
-        return sum(48 * 48 if item.axis == "z" else 8 * 48 for item in order)
+        order = rank(project, method, budget, "all", features="intensity", options=options).order
+        first = {"z": 0, "y": 8, "x": 56}
+        chosen = [first[item.axis] + item.index for item in order]
+        pixels = sum(48 * 48 if item.axis == "z" else 8 * 48 for item in order)
+        return greedy_cover(similarities, 0, annotated=chosen).start, pixels
 
-    assert area("area") <= area("equal")
-    assert area("area") < 8 * 48 * 48
+    coverage, pixels = coverage_and_pixels("representative", "area")
+    equally_spaced, most = coverage_and_pixels("interval", "equal")
+    assert coverage >= equally_spaced
+    assert pixels <= most
 
 
 def test_an_even_budget_gives_every_volume_its_share(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def exchange(
     covered: "NDArray[np.float32]",
     free: "NDArray[np.intp]",
     weight: "NDArray[np.float64]",
+    limit: float,
 ) -> tuple[float, Sequence[int]]:
     """Return coverage and choice after exchanges.
 
@@ -46,7 +47,9 @@ def exchange(
     free : ndarray of int
         Slices that may be chosen, sorted.
     weight : ndarray of shape (n,), float64
-        What each slice costs: none is exchanged for a dearer one.
+        What each slice costs.
+    limit : float
+        What the choice may cost in all, at least what it costs as given.
 
     Returns
     -------
@@ -68,7 +71,7 @@ def exchange(
     """
     most = max(1, _POOL // len(covered))
     pool = free if len(free) <= most else free[np.linspace(0, len(free) - 1, most).round().astype(np.intp)]
-    state = _Chosen(similarities, list(chosen), covered, weight)
+    state = _Chosen(similarities, list(chosen), covered, weight, limit)
     for _ in range(_PASSES):
         changed = False
         for first in range(0, len(pool), _AT_ONCE):
@@ -89,9 +92,10 @@ class _Chosen:
         chosen: list[int],
         covered: "NDArray[np.float32]",
         weight: "NDArray[np.float64]",
+        limit: float,
     ) -> None:
         self.indices = chosen
-        self._covered, self._weight = covered, weight
+        self._covered, self._weight, self._limit = covered, weight, limit
         self._rows = similarities.to_all(np.array(chosen))
         self._refresh()
 
@@ -119,7 +123,8 @@ class _Chosen:
             return False
         missed = np.maximum(self._best - np.maximum(row, self._second), 0)
         lost = np.bincount(self._owner, missed, len(self.indices) + 1)[:-1]
-        lost[self._weight[self.indices] < self._weight[index]] = np.inf
+        costs = self._weight[self.indices]
+        lost[costs.sum() - costs + self._weight[index] > self._limit] = np.inf
         leaving = int(lost.argmin())
         if gain <= lost[leaving]:
             return False

@@ -34,7 +34,7 @@ class SelectOptions(BaseModel):
     cost: Literal["equal", "area"] = Field(
         "equal",
         description="What a slice costs: equal, or its pixels, which matters where slices of several axes or volumes"
-        " compete. The gain per cost decides.",
+        " compete: the proposals then cover best for no more pixels than as many equally spaced slices have.",
     )
     spread: Literal["pooled", "even"] = Field(
         "pooled",
