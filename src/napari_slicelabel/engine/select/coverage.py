@@ -106,7 +106,10 @@ def best_cover(
     starts = [start for start in (*starts, *fitting) if weight[list(start)].sum() <= limit]
     covered = _covered(similarities, annotated, np.zeros(count, np.float32))
     if can_exchange(count, len(greedy.order)):
-        found = [exchange(similarities, start, covered, open_slices, weight, limit) for start in starts]
+        with one_product_each() as pool:
+            found = list(
+                pool.map(lambda start: exchange(similarities, start, covered, open_slices, weight, limit), starts)
+            )
     else:
         found = [(float(_covered(similarities, start, covered).sum(dtype=np.float64)), start) for start in starts]
     _, chosen = max(found, key=lambda result: result[0])
