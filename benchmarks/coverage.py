@@ -37,7 +37,7 @@ def cover(name: str, features: str) -> dict[str, Any]:
         thumbnails = drain(make_thumbnails(project, candidates.stacks[0]))
         began = time.process_time()
         rng, options = np.random.default_rng(0), SelectOptions()
-        rows = drain(FEATURES[features].compute([thumbnails], torch.device("cpu"), rng, options))
+        rows = drain(FEATURES[features].compute([thumbnails], torch.device("cpu"), rng, options, None))
         seconds = time.process_time() - began
     similarities = Similarities(rows - rows.mean(0))
     depth, rng = len(rows), np.random.default_rng(0)
