@@ -267,7 +267,7 @@ LEARN = "learn what slices look like"
 
 
 @pytest.fixture
-def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def _few_steps(_short_training: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests to which it does not matter what is learned."""
     monkeypatch.setattr("napari_slicelabel.engine.select.features.MOST_STEPS", 4)
 

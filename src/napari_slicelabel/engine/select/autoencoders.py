@@ -2,9 +2,9 @@
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Generator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -253,9 +253,11 @@ class _Training:
 
     def load(self, folder: Path) -> None:
         """Go on where a training was, if the folder holds one; a damaged one is begun again."""
-        state = None
-        with suppress(StorageError):
+        try:
             state = load_state(folder)
+        except StorageError:
+            state = None
+            shutil.rmtree(folder, ignore_errors=True)
         if state is None:
             return
         tensors, extra = state
