@@ -314,6 +314,7 @@ def learned(project: Project) -> NDArray[np.float32]:
 @pytest.mark.parametrize("features", ["autoencoder", "mae"])
 def test_an_interrupted_training_goes_on(staged: Project, monkeypatch: pytest.MonkeyPatch, features: str) -> None:
     """It ends with the very same features, and leaves nothing behind."""
+    monkeypatch.setattr("napari_slicelabel.engine.select.features.MOST_STEPS", 16)
     rank(staged, "representative", 3, features=features)
     expected = learned(staged)
     shutil.rmtree(staged.path / "selection" / "features")

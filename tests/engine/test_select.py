@@ -7,16 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.select import SELECTORS, Ranking, rank, ranked_slices
 from napari_slicelabel.engine.select.candidates import Candidates, Stack
 from napari_slicelabel.engine.select.interval import interval
+from napari_slicelabel.engine.select.options import SelectOptions
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from napari_slicelabel.data.boxes import SliceRef
-    from napari_slicelabel.data.project import Project
 
 RNG = np.random.default_rng(0)
 
@@ -112,6 +113,31 @@ def test_refused(project: Project, values: dict[str, Any], message: str) -> None
     with pytest.raises(InputError, match=message):
         rank(project, **{"method": "interval", "budget": 3, **values})
     assert project.ranking_names() == ()
+
+
+@pytest.mark.parametrize("method", ["interval", "random", "representative"])
+def test_a_ranking_is_made_again_when_slices_are_done_or_skipped(project: Project, method: str) -> None:
+    """What is done is not proposed again and covers; what is skipped is replaced; the file holds the new one."""
+    first = rank(project, method, 4, features="intensity")
+    done, skipped = ranked_slices(first)[:2]
+    project.annotation("tiny").write_slice(done, np.ones((64, 64), np.uint8), complete=True)
+    again = Project.open(project.path)
+    second = rank(again, method, 3, features="intensity", options=SelectOptions(skip=(str(skipped),)))
+    assert not {done, skipped} & set(ranked_slices(second))
+    assert len(ranked_slices(second)) == 3
+    assert Ranking.model_validate(again.ranking(method)) == second != first
+    if method == "representative":
+        # the one painted slice covers from the start: the first proposal adds to it
+        assert second.coverage[0] > first.coverage[0]
+        stood_for = {item.index for items in second.stands_for for item in items}
+        assert done.index not in stood_for
+
+
+def test_rankings_of_another_version_are_refused(project: Project) -> None:
+    ranking = rank(project, "interval", 3).model_dump(mode="json")
+    assert ranking["format_version"] == 1
+    with pytest.raises(InputError, match=r"not a ranking.*make it again"):
+        ranked_slices({**ranking, "format_version": 2})
 
 
 def test_no_ranking() -> None:
