@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from napari_slicelabel.data.project import Project
+from napari_slicelabel.data.samples import synthetic_em
 from napari_slicelabel.engine.select import SELECTORS, Ranking, rank, ranked_slices
 from napari_slicelabel.engine.select.candidates import Candidates, Stack
 from napari_slicelabel.engine.select.interval import interval
@@ -138,6 +141,22 @@ def test_rankings_of_another_version_are_refused(project: Project) -> None:
     assert ranking["format_version"] == 1
     with pytest.raises(InputError, match=r"not a ranking.*make it again"):
         ranked_slices({**ranking, "format_version": 2})
+
+
+def test_the_example_of_the_documentation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = synthetic_em((32, 64, 64)).image
+    image[9] = 0
+    np.save(tmp_path / "mystack.npy", image)
+    Project.create(tmp_path / "mystack.slicelabel", [tmp_path / "mystack.npy"], classes=["one"])
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).resolve().parents[2] / "docs" / "selection.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(code, {})
+    said = capsys.readouterr().out
+    assert len(re.findall(r"mystack z\d+: with those before it stands for \d+%", said)) == 5
+    assert "mystack z: skipped 9 (empty)" in said
 
 
 def test_no_ranking() -> None:
