@@ -5,8 +5,8 @@ Coverage of a set S is ``F(S) = sum_j max_{i in S} sim(i, j)``. With ``best_j`` 
 number that its gain cannot exceed, and lowers it by the cheapest means there is:
 
 - a slice that was never measured is bounded by what groups of neighbours can give it (`GroupBounds`);
-- a slice that was measured some picks ago has lost what these picks took, which is a matter of the slices that have
-  become better covered since, and of no others;
+- a slice that was measured some picks ago has lost what these picks took, exactly, which is a matter of the slices that
+  have become better covered since, and of no others;
 - slices that are certainly better covered than by the slice measured are left out (`Reach`), most of them in the end.
 """
 
@@ -261,7 +261,9 @@ class Gains:
             self.bound[some] = covered - best[columns].sum(dtype=np.float64)
             self._measured[some] = self._fresh[some] = self._now
 
-        list(self._pool.map(measure, _chunks(np.sort(indices), _CHUNK)))
+        # what was lowered just now lost exactly what was taken from it
+        unknown = indices[self._measured[indices] < self._now]
+        list(self._pool.map(measure, _chunks(np.sort(unknown), _CHUNK)))
         found: NDArray[np.float64] = self.bound[indices]
         return found
 
