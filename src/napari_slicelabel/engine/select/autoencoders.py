@@ -214,10 +214,10 @@ def learn_features(
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise InputError(f"the auto-encoder went astray: its loss is {losses[-1]}; use features=intensity")
         yield Progress("learn what slices look like", step, steps)
         if step % 10 == 0:
-            if not math.isfinite(losses[-1]):
-                raise InputError(f"the auto-encoder went astray: its loss is {losses[-1]}; use features=intensity")
             yield Metric("loss", losses[-1], step)
         if unfinished is not None and time.monotonic() - saved >= SAVE_EVERY_S:
             training.save(unfinished)

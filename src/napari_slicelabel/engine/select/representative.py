@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from napari_slicelabel.engine.select.request import Slice
 
 
+_TELL_EVERY = 512
+"""Slices that are checked between two events."""
+
+
 def representative(request: Request, features: str = "") -> Generator[Progress | Metric, None, Choice]:
     """Choose slices by max cover in feature space; see `best_cover`.
 
@@ -66,7 +70,7 @@ def representative(request: Request, features: str = "") -> Generator[Progress |
         stacks += [thumbnails]
     _check_channels(stacks)
     rows = yield from stored_features(request, provider, stacks)
-    notes, slices = _usable(stacks, request.options)
+    notes, slices = yield from _usable(stacks, request.options)
     check_budget(request.budget, int(slices.free.sum()))
     rows = rows[slices.number]
     parts = _parts(slices, even=request.options.spread == "even")
@@ -107,15 +111,21 @@ def _check_channels(stacks: list[Thumbnails]) -> None:
         raise InputError(f"the volumes have {channels} channels and cannot be compared; choose volumes one by one")
 
 
-def _usable(stacks: list[Thumbnails], options: "SelectOptions") -> tuple[tuple[str, ...], _Slices]:
+def _usable(
+    stacks: list[Thumbnails], options: "SelectOptions"
+) -> Generator[Progress, None, tuple[tuple[str, ...], _Slices]]:
     """Return notes on what is skipped, and the slices that are not."""
     notes: list[str] = []
     found, first = [], 0
     for number, thumbnails in enumerate(stacks):
         stack, free = thumbnails.stack, set(thumbnails.stack.free)
         condition = Condition(stack.depth, thumbnails.pictures.__getitem__)
-        looked = {index: "" if options.damaged == "keep" else condition.problem(index) for index in stack.indices}
-        bad = {index: problem for index, problem in looked.items() if problem}
+        bad: dict[int, str] = {}
+        for index in stack.indices if options.damaged == "skip" else ():
+            if problem := condition.problem(index):
+                bad[index] = problem
+            if index % _TELL_EVERY == _TELL_EVERY - 1:
+                yield Progress("check slices", index + 1, stack.depth)
         notes += skipped_notes(stack, bad)
         found += [
             (number, index, first + index, index in free, index in stack.annotated)
