@@ -171,8 +171,10 @@ def jobs(seeds: int) -> list[tuple[str, dict[str, Any]]]:
         todo += [_across(*size, selector, False, seed) for size in GRID for selector in (*QUICK, POOLED)]
     todo += [_coverage(name, "autoencoder") for name in COVERED[:SMALL]]
     todo += [_within(name, "autoencoder", "interpolate", 0) for name in WITHIN]
+    # few slices in many volumes: there selectors differ
+    for size in sorted(GRID, key=lambda size: size[1] > 3):
+        todo += [_across(*size, EVEN, False, seed) for seed in range(seeds)]
     for seed in range(seeds):
-        todo += [_across(*size, EVEN, False, seed) for size in GRID]
         todo += [_across(*size, "interval", True, seed) for size in GRID if size[1] > 1]
     for seed in range(seeds):
         todo += [_within(WITHIN[0], selector, "self-label", seed) for selector in QUICK]
