@@ -13,6 +13,7 @@ from napari_slicelabel.data.classes import NOT_PAINTED
 from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.events import SliceDone
 from napari_slicelabel.engine.record import read_events
+from napari_slicelabel.engine.select import SELECTORS
 from napari_slicelabel.gui.layers import KEY
 from napari_slicelabel.gui.session import SELECTION
 
@@ -110,6 +111,10 @@ def test_one_budget_for_two_volumes_with_options(bench: Bench, stack: Sample) ->
     bench.start(stack.image)
     select = bench.panel("SelectPanel")
     assert select.options.editors["volumes"].isHidden()
+    for method, selector in SELECTORS.items():
+        select.method.setCurrentIndex(select.method.findData(method))
+        assert select.known.text() == selector.known
+    select.method.setCurrentIndex(0)
     bench.session.set_range(1, 15)
     select.budget.setValue(3)
     bench.click(select.propose)

@@ -176,8 +176,10 @@ def rank(
     options: SelectOptions = NO_OPTIONS,
 ) -> Ranking:
     """Choose slices to paint, save the ranking in the project, and return it; see `rank_in_steps`."""
-    more: dict[str, Any] = {"features": features, "device": device, "name": name, "options": options}
-    return drain(rank_in_steps(project, method, budget, axis, seed, volumes, **more))
+    steps = rank_in_steps(
+        project, method, budget, axis, seed, volumes, features=features, device=device, name=name, options=options
+    )
+    return drain(steps)
 
 
 def rank_in_steps(
