@@ -72,7 +72,7 @@ def _against_optimum(rows: np.ndarray) -> float:
     return float(min(ratios))
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def coverage_table(results: list[dict[str, Any]]) -> str:
     """Return a Markdown table: representative / greedy alone / interval / random for every budget."""
     places = list(VOLUMES)
     head = ["volume", "features", *(f"{budget} slices" for budget in BUDGETS), "of the optimum", "features, CPU s"]
@@ -82,5 +82,5 @@ def table(results: list[dict[str, Any]]) -> str:
         cells = [" / ".join(f"{value:.3f}".removeprefix("0") for value in row) for row in rows]
         cells += ["-"] * (len(BUDGETS) - len(cells))
         tail = [f"{r['optimum']:.3f}", f"{r['cpu_seconds']:.0f}"]
-        lines.append(f"| {' | '.join([r['volume'], r['features'], *cells, *tail])} |")
+        lines.append(f"| {' | '.join([*r['order'].values(), *cells, *tail])} |")
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from benchmarks.coverage import coverage_table
 from benchmarks.document import REPOSITORY, read_results, write_section
 from benchmarks.jobs import apart
 from benchmarks.study import plot, study, tables
@@ -163,7 +164,7 @@ def main() -> None:
         found = read_results(arguments.results)
         for name, text in tables(found).items():
             write_section(name, text, DOCUMENT)
-        write_section("coverage", table([r for r in found if r["kind"] == "coverage"]), DOCUMENT)
+        write_section("coverage", coverage_table([r for r in found if r["kind"] == "coverage"]), DOCUMENT)
         plot(found, PICTURE)
 
 

@@ -127,20 +127,20 @@ _ALL = (
     Selector(
         "interval",
         "Equally spaced slices",
-        "The default: in our tests nothing else was better throughout.",
+        "The default: within one volume nothing else was better throughout in our tests.",
         _blind(interval),
     ),
     Selector(
         "random",
         "Slices drawn at random",
-        "In our tests mostly worse than equal spacing.",
+        "Within one volume mostly worse than equal spacing in our tests.",
         _blind(random),
     ),
     Selector(
         "representative",
         "Slices that together look most like all slices (S5)",
-        "In our tests about as good as equal spacing, often better with two or three slices in a volume, and bad with a"
-        " single one.",
+        "Within one volume about as good as equal spacing in our tests. With up to three slices in each of many volumes"
+        " it did better, with one budget for all of them most often.",
         _looking(),
         compares=True,
     ),
