@@ -139,8 +139,8 @@ _ALL = (
     Selector(
         "representative",
         "Slices that together look most like all slices (S5)",
-        "Within one volume about as good as equal spacing in our tests. With up to three slices in each of many volumes"
-        " it did better, with one budget for all of them most often.",
+        "Within one volume about as good as equal spacing in our tests. With few slices in each of many volumes it did"
+        " better by intensities with one budget for all, and by a ready-made network.",
         _looking(),
         compares=True,
     ),
