@@ -10,87 +10,28 @@ import argparse
 import resource
 import tempfile
 import time
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from benchmarks.coverage import coverage_table
 from benchmarks.document import REPOSITORY, read_results, write_section
 from benchmarks.jobs import apart
-from benchmarks.runs import VOLUMES, make_project, open_pair
 from benchmarks.study import plot, study, tables
 from napari_slicelabel.data.project import Project
-from napari_slicelabel.engine.events import drain
 from napari_slicelabel.engine.select import rank
-from napari_slicelabel.engine.select.candidates import Candidates
 from napari_slicelabel.engine.select.coverage import best_cover, greedy_cover
-from napari_slicelabel.engine.select.features import FEATURES
-from napari_slicelabel.engine.select.interval import interval
-from napari_slicelabel.engine.select.options import SelectOptions
 from napari_slicelabel.engine.select.similarities import Similarities
-from napari_slicelabel.engine.select.thumbnails import make_thumbnails
 
 if TYPE_CHECKING:
     from typing import Any
 
 DOCUMENT = REPOSITORY / "docs" / "selection.md"
 PICTURE = REPOSITORY / "docs" / "images" / "selection.svg"
-BUDGETS = (1, 2, 3, 5, 10, 20)
-DRAWS = 20
 DENSE = 10_000
 """Slices up to which apricot gets a dense matrix: 400 MB of similarities, and as much again while it is made."""
-
-
-def cover(name: str, features: str) -> dict[str, Any]:
-    """Return coverage by budget of what `representative` takes, of greedy search, equal intervals and random slices."""
-    image, truth = open_pair(VOLUMES[name])
-    with tempfile.TemporaryDirectory() as folder:
-        project = make_project(Path(folder), image, truth, ())
-        candidates = Candidates.of(project, project.names, ("z",))
-        thumbnails = drain(make_thumbnails(project, candidates.stacks[0]))
-        began = time.process_time()
-        rng, options = np.random.default_rng(0), SelectOptions()
-        rows = drain(FEATURES[features].compute([thumbnails], torch.device("cpu"), rng, options))
-        seconds = time.process_time() - began
-    similarities = Similarities(rows - rows.mean(0))
-    depth, rng = len(rows), np.random.default_rng(0)
-
-    def covered(slices: Any) -> float:
-        return greedy_cover(similarities, 0, annotated=[int(z) for z in slices]).start
-
-    found: dict[str, list[float]] = {"best": [], "greedy": [], "interval": [], "random": []}
-    budgets = [budget for budget in BUDGETS if budget < depth]
-    greedy = greedy_cover(similarities, budgets[-1])
-    for budget in budgets:
-        spread = [ref.index for _, ref in interval(candidates, budget, rng)]
-        found["best"].append(best_cover(similarities, budget, others=[spread]).coverage[-1])
-        found["greedy"].append(greedy.coverage[budget - 1])
-        found["interval"].append(covered(spread))
-        draws = [covered(rng.choice(depth, budget, replace=False)) for _ in range(DRAWS)]
-        found["random"].append(float(np.mean(draws)))
-    optimum = _against_optimum(rows)
-    return {
-        "volume": name,
-        "features": features,
-        "feature_seconds": seconds,
-        "budgets": budgets,
-        **found,
-        "optimum": optimum,
-    }
-
-
-def _against_optimum(rows: np.ndarray) -> float:
-    """Return coverage over the best possible one, the worst of budgets 2 and 3, on 40 slices spread over the stack."""
-    few = rows[np.linspace(0, len(rows) - 1, min(40, len(rows))).astype(int)]
-    similarities = Similarities(few - few.mean(0))
-    sims = similarities.to_all(np.arange(len(few))).astype(np.float64)
-    ratios = []
-    for budget in (2, 3):
-        best = max(sims[list(chosen)].max(0).sum() for chosen in combinations(range(len(few)), budget))
-        ratios.append(sims[list(best_cover(similarities, budget).order)].max(0).sum() / best)
-    return float(min(ratios))
 
 
 def wander(count: int, dimensions: int = 128) -> np.ndarray:
@@ -178,19 +119,6 @@ def _apricot(rows: np.ndarray, budget: int) -> tuple[int, ...]:
     return tuple(map(int, FacilityLocationSelection(budget, metric="precomputed", optimizer="lazy").fit(dense).ranking))
 
 
-def coverage_table(results: list[dict[str, Any]]) -> str:
-    """Return a Markdown table: representative / greedy alone / interval / random for every budget."""
-    head = ["volume", "features", *(f"{budget} slices" for budget in BUDGETS), "of the optimum", "features, CPU s"]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for r in results:
-        rows = zip(r["best"], r["greedy"], r["interval"], r["random"], strict=True)
-        cells = [" / ".join(f"{value:.3f}".removeprefix("0") for value in row) for row in rows]
-        cells += ["-"] * (len(BUDGETS) - len(cells))
-        tail = [f"{r['optimum']:.3f}", f"{r['feature_seconds']:.0f}"]
-        lines.append(f"| {' | '.join([r['volume'], r['features'], *cells, *tail])} |")
-    return "\n".join(lines)
-
-
 def search_table(counts: list[int], threads: int, *, with_apricot: bool) -> str:
     """Measure the searches, each in a process of its own, and return a Markdown table."""
     head = "| slices | search | s | CPU s | peak MB | coverage | picks as greedy |"
@@ -212,35 +140,31 @@ def main() -> None:
     """Measure and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", default=["coverage", "search", "whole", "study"])
-    parser.add_argument("--volumes", nargs="+", default=[name for name in VOLUMES if name.startswith(("em_", "med_"))])
-    parser.add_argument("--features", nargs="+", default=["intensity", "autoencoder"], choices=list(FEATURES))
     parser.add_argument("--counts", nargs="+", type=int, default=[1000, 5000, 20_000, 50_000])
     parser.add_argument("--apricot", action="store_true", help=f"beside apricot-select, up to {DENSE} slices")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--results", type=Path, default=Path("selection.jsonl"), help="of the study, which goes on there"
+        "--results", type=Path, default=Path("selection.jsonl"), help="of study and coverage, which go on there"
     )
     parser.add_argument("--seeds", type=int, default=3, help="of the study")
-    parser.add_argument("--seconds", type=float, default=1e9, help="processor time after which the study stops")
+    parser.add_argument(
+        "--seconds", type=float, default=1e9, help="processor time after which study and coverage stop; 0: tables only"
+    )
     arguments = parser.parse_args()
-    if "coverage" in arguments.parts:
-        results = [
-            apart("benchmarks.selection:cover", {"name": name, "features": features}, arguments.threads)
-            for name in arguments.volumes
-            for features in arguments.features
-        ]
-        write_section("coverage", coverage_table(results), DOCUMENT)
     if "search" in arguments.parts:
         table = search_table(arguments.counts, arguments.threads, with_apricot=arguments.apricot)
         write_section("search", table, DOCUMENT)
     if "whole" in arguments.parts:
         write_section("whole", whole_table(arguments.threads), DOCUMENT)
-    if "study" in arguments.parts:
+    kinds = {"study": ("within", "across"), "coverage": ("coverage",)}
+    wanted = [kind for part in arguments.parts for kind in kinds.get(part, ())]
+    if wanted:
         torch.set_num_threads(arguments.threads)
-        study(arguments.results, arguments.seeds, arguments.seconds)
+        study(arguments.results, wanted, arguments.seeds, arguments.seconds)
         found = read_results(arguments.results)
-        for name, table in tables(found).items():
-            write_section(name, table, DOCUMENT)
+        for name, text in tables(found).items():
+            write_section(name, text, DOCUMENT)
+        write_section("coverage", coverage_table([r for r in found if r["kind"] == "coverage"]), DOCUMENT)
         plot(found, PICTURE)
 
 

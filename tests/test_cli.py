@@ -163,10 +163,23 @@ def test_select_looks_at_the_image_where_it_is_asked_to(folder: Path, slicelabel
 
 
 def test_select_within_limits(folder: Path, slicelabel: Callable[..., Answer]) -> None:
-    options = ["--method", "representative", "--features", "intensity", "--range", "4:12", "--skip", "z5", "z6"]
+    options = [
+        "--method",
+        "representative",
+        "--features",
+        "intensity",
+        "--range",
+        "4:12",
+        "--skip",
+        "z5",
+        "z6",
+        "--damaged",
+        "keep",
+    ]
     ranking = slicelabel("select", folder, *options, "--reach", 1, "--budget", 6)
     assert {item["index"] for item in ranking.json["order"]} == {4, 7, 8, 9, 10, 11}
     assert ranking.json["options"]["range"] == "4:12"
+    assert ranking.json["options"]["damaged"] == "keep"
     assert_refused(slicelabel("select", folder, *options, "--budget", 7), "budget 7", "6 slices")
 
 

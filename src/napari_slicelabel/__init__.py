@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from napari_slicelabel.engine.export import export
     from napari_slicelabel.engine.run import run
     from napari_slicelabel.engine.select import rank
+    from napari_slicelabel.engine.select.options import SelectOptions
 
 __all__ = [
     "Annotation",
     "Project",
+    "SelectOptions",
     "SliceRef",
     "Volume",
     "__version__",
@@ -43,6 +45,7 @@ __all__ = [
 _HOME = {
     "Annotation": "data.annotation",
     "Project": "data.project",
+    "SelectOptions": "engine.select.options",
     "SliceRef": "data.boxes",
     "Volume": "data.volume",
     "__version__": "_version",

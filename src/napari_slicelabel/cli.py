@@ -148,6 +148,7 @@ def select(
     features: str = "autoencoder",
     range_: Annotated[str, Parameter(name="--range")] = "all",
     skip: Words = (),
+    damaged: Literal["skip", "keep"] = "skip",
     reach: float = 0.0,
     cost: Literal["equal", "area"] = "equal",
     spread: Literal["pooled", "even"] = "pooled",
@@ -178,6 +179,8 @@ def select(
         Slices to propose and to cover: all, or a:b for a up to and without b.
     skip
         Slices not to propose: z12 z40, or VOLUME:z12.
+    damaged
+        Empty slices, and those unlike their neighbours (missing sections, folds): skip, or keep them as any others.
     reach
         Position prior of representative: similarity falls with distance, to 61 % at this many times slices / budget.
         The smaller, the more evenly proposals are spread; 0: position does not count.
@@ -209,7 +212,14 @@ def select(
         device=device,
         name=name or method,
         options=SelectOptions.of(
-            range=range_, skip=skip, reach=reach, cost=cost, spread=spread, encoder=encoder, weights=weights
+            range=range_,
+            skip=skip,
+            damaged=damaged,
+            reach=reach,
+            cost=cost,
+            spread=spread,
+            encoder=encoder,
+            weights=weights,
         ),
     )
     found: list[Ranking] = []

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
-from napari_slicelabel.data.boxes import SliceRef
+from napari_slicelabel.data.boxes import AXES, SliceRef
 from napari_slicelabel.data.project import Project
+from napari_slicelabel.data.volume import Volume
 from napari_slicelabel.engine.events import Progress, drain
 from napari_slicelabel.engine.select import FEATURE_NAMES, Ranking, rank, rank_in_steps
 from napari_slicelabel.engine.select.autoencoders import ConvAutoencoder, MaskedAutoencoder, learn_features, seeded
@@ -20,7 +25,7 @@ from napari_slicelabel.engine.select.coverage import greedy_cover
 from napari_slicelabel.engine.select.features import FEATURES
 from napari_slicelabel.engine.select.options import SelectOptions
 from napari_slicelabel.engine.select.similarities import Similarities
-from napari_slicelabel.engine.select.thumbnails import SIDE_PX, Thumbnails, make_thumbnails
+from napari_slicelabel.engine.select.thumbnails import SIDE_PX, Thumbnails, make_thumbnails, small_picture
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,6 +76,17 @@ def test_thumbnails_are_the_slices_made_small(staged: Project, axis: str) -> Non
     assert np.corrcoef(made.pictures[3, 0].ravel(), plane[np.ix_(rows, columns)].ravel())[0, 1] > 0.9
 
 
+@pytest.mark.parametrize("shape", [(48, 60), (96, 96), (200, 131), (384, 97)])
+def test_thumbnails_are_means(shape: tuple[int, int]) -> None:
+    """As torch's pooling makes them, from larger and from smaller slices."""
+    plane = np.random.default_rng(0).integers(0, 255, (1, *shape)).astype(np.uint8)
+    volume = Volume.from_array(plane)
+    scale = volume.intensity()
+    shares = torch.from_numpy(plane).float().sub(scale.low[0]).div(scale.high[0] - scale.low[0]).clamp(0, 1)
+    expected = 255 * torch.nn.functional.adaptive_avg_pool2d(shares, SIDE_PX).numpy()
+    assert np.abs(small_picture(volume, SliceRef("z", 0)) - expected).max() < 0.51
+
+
 def test_thumbnails_go_on_where_they_were_stopped(staged: Project) -> None:
     steps = make_thumbnails(staged, stack_of(staged))
     note = staged.path / "selection" / "thumbnails" / "scenes-z.json"
@@ -96,19 +112,6 @@ def test_thumbnails_of_an_image_that_changed_are_made_again(staged: Project, tmp
     np.save(tmp_path / "scenes.npy", scenes(seed=1))
     opened = Project.open(staged.path)
     assert len(list(make_thumbnails(opened, stack_of(opened)))) == 38
-
-
-def test_empty_and_damaged_slices_are_skipped_and_named(tmp_path: Path) -> None:
-    image = scenes()
-    image[7] = 0
-    image[25] = np.random.default_rng(5).integers(0, 255, image[25].shape)
-    np.save(tmp_path / "bad.npy", image)
-    project = Project.create(tmp_path / "bad.slicelabel", [tmp_path / "bad.npy"], classes=["one"])
-    ranking = rank(project, "representative", 36, features="intensity")
-    assert {item.index for item in ranking.order} == set(range(38)) - {7, 25}
-    assert ranking.notes == ("bad z: skipped 7 (empty)", "bad z: skipped 25 (unlike its neighbours)")
-    with pytest.raises(InputError, match="only 36 slices"):
-        rank(project, "representative", 37, features="intensity")
 
 
 @pytest.mark.parametrize("features", OFFLINE)
@@ -148,7 +151,9 @@ def test_all_planes_share_one_budget(staged: Project) -> None:
 def test_it_covers_more_than_equal_intervals(staged: Project) -> None:
     made = drain(make_thumbnails(staged, stack_of(staged)))
     assert isinstance(made, Thumbnails)
-    rows = drain(FEATURES["intensity"].compute([made], torch.device("cpu"), np.random.default_rng(0), SelectOptions()))
+    rows = drain(
+        FEATURES["intensity"].compute([made], torch.device("cpu"), np.random.default_rng(0), SelectOptions(), None)
+    )
     assert isinstance(rows, np.ndarray)
     similarities = Similarities(rows - rows.mean(0))
     for budget in (1, 2, 3, 5, 9):
@@ -193,18 +198,29 @@ def test_position_keeps_proposals_apart(staged: Project) -> None:
     assert gap(0.5) >= 4
 
 
-def test_dear_slices_give_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("budget", [2, 5, 8, 13])
+def test_area_is_a_cost(tmp_path: Path, budget: int) -> None:
     """Slices along z have 48 x 48 pixels, those along x a sixth of that, and show as much."""
     np.save(tmp_path / "flat.npy", scenes(lengths=(4, 4)))
     project = Project.create(tmp_path / "flat.slicelabel", [tmp_path / "flat.npy"], classes=["one"])
+    stacks = [drain(make_thumbnails(project, stack)) for stack in Candidates.of(project, ("flat",), AXES).stacks]
+    rows = drain(
+        FEATURES["intensity"].compute(stacks, torch.device("cpu"), np.random.default_rng(0), SelectOptions(), None)
+    )
+    similarities = Similarities(rows - rows.mean(0))
 
-    def area(cost: str) -> int:
+    def coverage_and_pixels(method: str, cost: str) -> tuple[float, int]:
         options = SelectOptions.of(cost=cost)
-        order = rank(project, "representative", 8, "all", features="intensity", options=options).order
-        return sum(48 * 48 if item.axis == "z" else 8 * 48 for item in order)
+        order = rank(project, method, budget, "all", features="intensity", options=options).order
+        first = {"z": 0, "y": 8, "x": 56}
+        chosen = [first[item.axis] + item.index for item in order]
+        pixels = sum(48 * 48 if item.axis == "z" else 8 * 48 for item in order)
+        return greedy_cover(similarities, 0, annotated=chosen).start, pixels
 
-    assert area("area") <= area("equal")
-    assert area("area") < 8 * 48 * 48
+    coverage, pixels = coverage_and_pixels("representative", "area")
+    equally_spaced, most = coverage_and_pixels("interval", "equal")
+    assert coverage >= equally_spaced
+    assert pixels <= most
 
 
 def test_an_even_budget_gives_every_volume_its_share(tmp_path: Path) -> None:
@@ -247,39 +263,121 @@ def test_bad_options(values: dict[str, object], message: str) -> None:
 # -- features that are kept -----------------------------------------------------------------------------------------
 
 
-def stages_of(project: Project, **options: object) -> set[str]:
-    steps = rank_in_steps(project, "representative", 3, **options)  # type: ignore[arg-type]
-    return {event.stage for event in steps if isinstance(event, Progress)}
+LEARN = "learn what slices look like"
 
 
+@pytest.fixture
+def _few_steps(_short_training: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests to which it does not matter what is learned."""
+    monkeypatch.setattr("napari_slicelabel.engine.select.features.MOST_STEPS", 4)
+
+
+def stages_of(project: Project, **options: object) -> dict[str, list[int]]:
+    """Rank, and return the stages with the numbers of their steps."""
+    found: dict[str, list[int]] = {}
+    for event in rank_in_steps(project, "representative", 3, **options):  # type: ignore[arg-type]
+        if isinstance(event, Progress):
+            found.setdefault(event.stage, []).append(event.done)
+    return found
+
+
+@pytest.mark.usefixtures("_few_steps")
 def test_features_are_learned_once(staged: Project) -> None:
     first = rank(staged, "representative", 3)
-    assert stages_of(staged) == {"compare"}
+    assert set(stages_of(staged)) == {"compare"}
     staged.annotation("scenes").write_slice(SliceRef("z", 4), np.ones((48, 48), np.uint8), complete=True)
     again = Project.open(staged.path)
-    assert stages_of(again, options=SelectOptions(range="2:38")) == {"compare"}
-    assert "learn what slices look like" in stages_of(again, seed=1)
+    assert set(stages_of(again, options=SelectOptions(range="2:38"))) == {"compare"}
+    assert LEARN in stages_of(again, seed=1)
     assert rank(Project.open(staged.path), "representative", 3).features == first.features
 
 
+@pytest.mark.usefixtures("_few_steps")
 def test_features_of_an_image_that_changed_or_in_a_damaged_file_are_learned_again(
     staged: Project, tmp_path: Path
 ) -> None:
     first = rank(staged, "representative", 3)
     (file,) = (staged.path / "selection" / "features").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:100])
-    assert "learn what slices look like" in stages_of(staged)
+    assert LEARN in stages_of(staged)
     assert rank(staged, "representative", 3) == first
     np.save(tmp_path / "scenes.npy", scenes(seed=1))
-    assert "learn what slices look like" in stages_of(Project.open(staged.path))
+    assert LEARN in stages_of(Project.open(staged.path))
 
 
+def learned(project: Project) -> NDArray[np.float32]:
+    (file,) = (project.path / "selection" / "features").glob("*.safetensors")
+    found: NDArray[np.float32] = load_file(file)["features"]
+    return found
+
+
+@pytest.mark.parametrize("features", ["autoencoder", "mae"])
+def test_an_interrupted_training_goes_on(staged: Project, monkeypatch: pytest.MonkeyPatch, features: str) -> None:
+    """It ends with the very same features, and leaves nothing behind."""
+    monkeypatch.setattr("napari_slicelabel.engine.select.features.MOST_STEPS", 16)
+    rank(staged, "representative", 3, features=features)
+    expected = learned(staged)
+    shutil.rmtree(staged.path / "selection" / "features")
+    monkeypatch.setattr("napari_slicelabel.engine.select.autoencoders.SAVE_EVERY_S", 0.0)
+    steps = rank_in_steps(staged, "representative", 3, features=features)
+    next(event for event in steps if isinstance(event, Progress) and (event.stage, event.done) == (LEARN, 12))
+    steps.close()
+    assert stages_of(staged, features=features)[LEARN][0] == 12  # the 12th had not been saved yet
+    np.testing.assert_array_equal(learned(staged), expected)
+    assert [path.suffix for path in (staged.path / "selection" / "features").iterdir()] == [".safetensors"]
+
+
+@pytest.mark.usefixtures("_few_steps")
+def test_a_damaged_training_is_begun_again(staged: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("napari_slicelabel.engine.select.autoencoders.SAVE_EVERY_S", 0.0)
+    steps = rank_in_steps(staged, "representative", 3)
+    next(event for event in steps if isinstance(event, Progress) and (event.stage, event.done) == (LEARN, 3))
+    steps.close()
+    (unfinished,) = (staged.path / "selection" / "features").glob("*.training")
+    for file in unfinished.iterdir():
+        file.write_bytes(file.read_bytes()[:50])
+    assert stages_of(staged)[LEARN][0] == 1
+
+
+def test_a_killed_training_goes_on(staged: Project, tmp_path: Path) -> None:
+    """Killed at some moment in another process, which does not tell anybody."""
+    rank(staged, "representative", 3)
+    expected = learned(staged)
+    shutil.rmtree(staged.path / "selection" / "features")
+    with subprocess.Popen(
+        [sys.executable, "-c", TRAIN_FOR_EVER, str(staged.path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert any(int(line) >= 9 for line in process.stdout)
+        process.kill()
+    (unfinished,) = (staged.path / "selection" / "features").glob("*.training")
+    assert unfinished.is_dir()
+    assert stages_of(Project.open(staged.path))[LEARN][0] >= 9
+    np.testing.assert_array_equal(learned(staged), expected)
+    assert not unfinished.exists()
+
+
+TRAIN_FOR_EVER = """
+import sys
+import torch
+torch.set_num_threads(1)
+from napari_slicelabel.data.project import Project
+from napari_slicelabel.engine.select import autoencoders, features, rank_in_steps
+autoencoders.SAVE_EVERY_S = 0
+features.MOST_STEPS = 30
+for event in rank_in_steps(Project.open(sys.argv[1]), "representative", 3):
+    if getattr(event, "stage", "") == "learn what slices look like":
+        print(event.done, flush=True)
+"""
+
+
+@pytest.mark.usefixtures("_few_steps")
 def test_old_features_are_deleted(staged: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("napari_slicelabel.engine.select.feature_store.KEPT", 2)
     for seed in range(4):
         rank(staged, "representative", 3, seed=seed)
     assert len(list((staged.path / "selection" / "features").iterdir())) == 2
-    assert stages_of(staged, seed=3) == {"compare"}
+    assert set(stages_of(staged, seed=3)) == {"compare"}
 
 
 def test_volumes_must_have_the_same_channels(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -7,16 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from napari_slicelabel.data.project import Project
+from napari_slicelabel.data.samples import synthetic_em
 from napari_slicelabel.engine.select import SELECTORS, Ranking, rank, ranked_slices
 from napari_slicelabel.engine.select.candidates import Candidates, Stack
 from napari_slicelabel.engine.select.interval import interval
+from napari_slicelabel.engine.select.options import SelectOptions
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from napari_slicelabel.data.boxes import SliceRef
-    from napari_slicelabel.data.project import Project
 
 RNG = np.random.default_rng(0)
 
@@ -112,6 +116,47 @@ def test_refused(project: Project, values: dict[str, Any], message: str) -> None
     with pytest.raises(InputError, match=message):
         rank(project, **{"method": "interval", "budget": 3, **values})
     assert project.ranking_names() == ()
+
+
+@pytest.mark.parametrize("method", ["interval", "random", "representative"])
+def test_a_ranking_is_made_again_when_slices_are_done_or_skipped(project: Project, method: str) -> None:
+    """What is done is not proposed again and covers; what is skipped is replaced; the file holds the new one."""
+    first = rank(project, method, 4, features="intensity")
+    done, skipped = ranked_slices(first)[:2]
+    project.annotation("tiny").write_slice(done, np.ones((64, 64), np.uint8), complete=True)
+    again = Project.open(project.path)
+    second = rank(again, method, 3, features="intensity", options=SelectOptions(skip=(str(skipped),)))
+    assert not {done, skipped} & set(ranked_slices(second))
+    assert len(ranked_slices(second)) == 3
+    assert Ranking.model_validate(again.ranking(method)) == second != first
+    if method == "representative":
+        # the one painted slice covers from the start: the first proposal adds to it
+        assert second.coverage[0] > first.coverage[0]
+        stood_for = {item.index for items in second.stands_for for item in items}
+        assert done.index not in stood_for
+
+
+def test_rankings_of_another_version_are_refused(project: Project) -> None:
+    ranking = rank(project, "interval", 3).model_dump(mode="json")
+    assert ranking["format_version"] == 1
+    with pytest.raises(InputError, match=r"not a ranking.*make it again"):
+        ranked_slices({**ranking, "format_version": 2})
+
+
+def test_the_example_of_the_documentation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = synthetic_em((32, 64, 64)).image
+    image[9] = 0
+    np.save(tmp_path / "mystack.npy", image)
+    Project.create(tmp_path / "mystack.slicelabel", [tmp_path / "mystack.npy"], classes=["one"])
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).resolve().parents[2] / "docs" / "selection.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(code, {})
+    said = capsys.readouterr().out
+    assert len(re.findall(r"mystack z\d+: with those before it stands for \d+%", said)) == 5
+    assert "mystack z: skipped 9 (empty)" in said
 
 
 def test_no_ranking() -> None:

@@ -13,7 +13,9 @@ from napari_slicelabel.data.classes import NOT_PAINTED
 from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.events import SliceDone
 from napari_slicelabel.engine.record import read_events
+from napari_slicelabel.engine.select import SELECTORS
 from napari_slicelabel.gui.layers import KEY
+from napari_slicelabel.gui.session import SELECTION
 
 if TYPE_CHECKING:
     import pytest
@@ -102,6 +104,49 @@ def test_comparing_slices_shows_how_far_it_is_and_can_be_given_up(
     bench.click(select.propose)
     bench.wait(lambda: bench.snapshot.layers.choosing is None and bool(bench.snapshot.project.coverage))
     assert len(bench.snapshot.proposals) == 3
+
+
+def test_one_budget_for_two_volumes_with_options(bench: Bench, stack: Sample) -> None:
+    """What is said under Advanced reaches the ranking, with the slices skipped in the list and the range of the run."""
+    bench.start(stack.image)
+    select = bench.panel("SelectPanel")
+    assert select.options.editors["volumes"].isHidden()
+    for method, selector in SELECTORS.items():
+        select.method.setCurrentIndex(select.method.findData(method))
+        assert select.known.text() == selector.known
+    select.method.setCurrentIndex(0)
+    bench.session.set_range(1, 15)
+    select.budget.setValue(3)
+    bench.click(select.propose)
+    bench.wait(lambda: len(bench.snapshot.proposals) == 3)
+    first = bench.snapshot.proposals[0].ref
+    bench.session.skip(first)
+    bench.click(select.propose)
+    bench.wait(lambda: first not in [row.ref for row in bench.snapshot.proposals])
+    ranking = bench.session.project.ranking(SELECTION)
+    assert ranking["options"]["range"] == "1:15"
+    assert ranking["options"]["skip"] == [f"stack:{first}"]
+    layer = bench.viewer.add_image(stack.image[::-1].copy(), name="turned")
+    bench.workspace.add_volume(layer)
+    bench.wait(lambda: bench.workspace.session is not None and bench.session.volume == "turned")
+    bench.settle()
+    assert not select.options.editors["volumes"].isHidden()
+    editors = select.options.editors
+    editors["volumes"].setCurrentIndex(editors["volumes"].findData("all"))
+    editors["range"].setText("2:14")
+    editors["skip"].setText("stack:z3")
+    select.method.setCurrentIndex(select.method.findData("random"))
+    editors["seed"].setValue(4)
+    select.budget.setValue(8)
+    bench.click(select.propose)
+    bench.wait(lambda: bench.session.project.ranking(SELECTION)["method"] == "random")
+    bench.settle()
+    ranking = bench.session.project.ranking(SELECTION)
+    assert (ranking["volumes"], ranking["seed"]) == (["stack", "turned"], 4)
+    assert (ranking["options"]["range"], ranking["options"]["skip"]) == ("2:14", ["stack:z3"])
+    mine = [item["index"] for item in ranking["order"] if item["volume"] == "turned"]
+    assert [row.ref.index for row in bench.snapshot.proposals] == mine
+    assert 0 < len(mine) < 8
 
 
 def test_a_painted_class_is_removed_and_brought_back(bench: Bench, stack: Sample) -> None:

@@ -191,7 +191,8 @@ class _Widget(QWidget):
             f"QPushButton[primary='true']:enabled:hover {{ background-color: {css(highlight)}; }}"
             f"QPushButton:checked {{ background-color: {css(mix(background, text, 0.35))}; }}"
             f"QToolButton#sectionHeading {{ font-weight: bold; border: none; padding: 5px 2px; }}"
-            f"QLabel#sectionSummary, QLabel#message {{ color: {css(mix(text, background, 0.3))}; padding-right: 4px; }}"
+            f"QLabel#sectionSummary, QLabel#message, QLabel#aside"
+            f" {{ color: {css(mix(text, background, 0.3))}; padding-right: 4px; }}"
             f"QLabel#hint {{ border-radius: 4px; background-color: {css(mix(background, text, 0.12))}; }}"
         )
 

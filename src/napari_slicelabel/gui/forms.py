@@ -177,7 +177,7 @@ class Fold(QWidget):
         self._content.setVisible(is_open)
 
 
-class _NoWheel(QObject):
+class NoWheel(QObject):
     """Leaves the wheel to the scroll area unless the widget has the focus: scrolling past must change no value."""
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
@@ -217,7 +217,7 @@ class ConfigForm(QWidget):
         self._kind = type(config)
         self._valid = True
         self._filling = False
-        self._no_wheel = _NoWheel(self)
+        self._no_wheel = NoWheel(self)
         self._presets = self._preset_chooser()
         self._rows = {name: self._row(name, config) for name in self._kind.model_fields if name != "preset"}
         self._general_error = ProblemLabel()

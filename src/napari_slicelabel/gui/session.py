@@ -24,7 +24,7 @@ from napari_slicelabel.engine.pieces import WHOLE, read_range, read_stops, write
 from napari_slicelabel.engine.plan import RunPlan, plan
 from napari_slicelabel.engine.record import JOURNAL_NAME, RunRecord, read_events
 from napari_slicelabel.engine.select import DEFAULT_FEATURES, SELECTORS, Ranking, rank_in_steps
-from napari_slicelabel.engine.select.options import SelectOptions
+from napari_slicelabel.engine.select.options import NO_OPTIONS, SelectOptions
 from napari_slicelabel.errors import InputError, SliceLabelError
 from napari_slicelabel.gui import layers as show
 from napari_slicelabel.gui.background import be_nice, import_networks
@@ -504,17 +504,29 @@ class Session(QObject):
         *,
         features: str = DEFAULT_FEATURES,
         seed: int = 0,
+        options: SelectOptions = NO_OPTIONS,
+        all_volumes: bool = False,
     ) -> None:
-        """Rank slices to paint, in the background; see `rank_in_steps`."""
+        """Rank slices to paint, in the background; see `rank_in_steps`.
+
+        Slices skipped in the list are left out besides those that the options name. Without a range of its own the
+        ranking keeps to that of the next run.
+        """
         if self._choosing is not None:
             return
         self._choosing = Choosing()
         self._give_up_choosing.clear()
         device = settings().device
-        options = SelectOptions(
-            range=self.config.range if self.config is not None and axis == self.axis else WHOLE,
-            skip=tuple(f"{self.volume}:{ref}" for ref in sorted(self._skipped)),
+        same_axis = self.config is not None and axis == self.axis and not all_volumes
+        reach_of_run = self.config.range if self.config is not None and same_axis else WHOLE
+        skipped = tuple(f"{self.volume}:{ref}" for ref in sorted(self._skipped))
+        options = options.model_copy(
+            update={
+                "range": reach_of_run if options.range == WHOLE else options.range,
+                "skip": tuple(dict.fromkeys((*options.skip, *skipped))),
+            }
         )
+        volumes = self.project.names if all_volumes else (self.volume,)
 
         def work() -> Ranking | None:
             be_nice()
@@ -527,7 +539,7 @@ class Session(QObject):
                 budget,
                 axis,
                 seed,
-                [self.volume],
+                volumes,
                 features=features,
                 device=device,
                 name=SELECTION,
@@ -585,6 +597,9 @@ class Session(QObject):
             return
         for note in ranking.notes:
             self.say(note)
+        if len(ranking.volumes) > 1:
+            counts = {name: sum(item.volume == name for item in ranking.order) for name in ranking.volumes}
+            self.say("Proposed: " + ", ".join(f"{count} in {name}" for name, count in counts.items()) + ".")
         self._ranking = ranking
         order, _ = self._proposed()
         if order:

@@ -11,6 +11,7 @@ from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
 from napari_slicelabel.engine.config import unknown
 from napari_slicelabel.engine.events import Metric, Progress, drain
 from napari_slicelabel.engine.select.candidates import Candidates
+from napari_slicelabel.engine.select.condition import Inspection, check_budget
 from napari_slicelabel.engine.select.interval import interval
 from napari_slicelabel.engine.select.options import NO_OPTIONS, SelectOptions
 from napari_slicelabel.engine.select.random import random
@@ -71,6 +72,8 @@ class Selector:
         What the user types.
     title : str
         One line for lists and forms.
+    known : str
+        What we know of it, in plain words; docs/selection.md has the figures.
     choose : callable
         Takes a request; a generator of progress that returns a choice.
     compares : bool
@@ -79,6 +82,7 @@ class Selector:
 
     name: str
     title: str
+    known: str
     choose: Callable[[Request], Generator[Progress | Metric, None, Choice]]
     compares: bool = False
 
@@ -86,12 +90,17 @@ class Selector:
 def _blind(
     function: Callable[[Candidates, int, np.random.Generator], Sequence[tuple[str, SliceRef]]],
 ) -> Callable[[Request], Generator[Progress | Metric, None, Choice]]:
-    """Return a selector that looks at no image."""
+    """Return a selector that looks at an image only to pass over damaged slices."""
 
     def choose(request: Request) -> Generator[Progress | Metric, None, Choice]:
-        chosen = function(request.candidates, request.budget, request.rng)
-        yield Progress("choose", len(chosen), len(chosen))
-        return Choice(chosen)
+        candidates, inspection = request.candidates, Inspection(request)
+        while True:
+            check_budget(request.budget, candidates.count)
+            chosen = function(candidates, request.budget, np.random.default_rng(request.seed))
+            bad = yield from inspection.damaged(chosen)
+            if not bad:
+                return Choice(chosen, notes=inspection.notes())
+            candidates = candidates.without(bad)
 
     return choose
 
@@ -115,18 +124,38 @@ def _looking(features: str = "") -> Callable[[Request], Generator[Progress | Met
 
 
 _ALL = (
-    Selector("interval", "Equally spaced slices: the safe choice", _blind(interval)),
-    Selector("random", "Slices drawn at random", _blind(random)),
+    Selector(
+        "interval",
+        "Equally spaced slices",
+        "The default: within one volume nothing else was better throughout in our tests.",
+        _blind(interval),
+    ),
+    Selector(
+        "random",
+        "Slices drawn at random",
+        "Within one volume mostly worse than equal spacing in our tests.",
+        _blind(random),
+    ),
     Selector(
         "representative",
-        "Slices that together look most like all slices: in our tests mostly as good as equal spacing or better, but"
-        " not with a single slice per volume",
+        "Slices that together look most like all slices (S5)",
+        "Within one volume about as good as equal spacing in our tests. With few slices in each of many volumes it did"
+        " better by intensities with one budget for all, and by a ready-made network.",
         _looking(),
         compares=True,
     ),
-    Selector("mae", "The same by features of a masked auto-encoder (UAL of S3)", _looking("mae"), compares=True),
     Selector(
-        "foreground", "Slices far from painted ones where a finished run is unsure of the foreground", _foreground
+        "mae",
+        "The same by features of a masked auto-encoder (UAL of S3)",
+        "Its authors found it no better than equal spacing. It is slow.",
+        _looking("mae"),
+        compares=True,
+    ),
+    Selector(
+        "foreground",
+        "Slices far from painted ones where a finished run is unsure of the foreground",
+        "For after a run. We have not measured how much it helps.",
+        _foreground,
     ),
 )
 
@@ -147,8 +176,10 @@ def rank(
     options: SelectOptions = NO_OPTIONS,
 ) -> Ranking:
     """Choose slices to paint, save the ranking in the project, and return it; see `rank_in_steps`."""
-    more: dict[str, Any] = {"features": features, "device": device, "name": name, "options": options}
-    return drain(rank_in_steps(project, method, budget, axis, seed, volumes, **more))
+    steps = rank_in_steps(
+        project, method, budget, axis, seed, volumes, features=features, device=device, name=name, options=options
+    )
+    return drain(steps)
 
 
 def rank_in_steps(
@@ -187,12 +218,12 @@ def rank_in_steps(
     name : str
         Name to keep the ranking under; by default that of the method. A ranking of that name is replaced.
     options : SelectOptions
-        Range, position prior, cost, spread over stacks, pretrained weights.
+        Range, slices to skip, position prior, cost, spread over stacks, pretrained weights.
 
     Yields
     ------
     Progress, Metric
-        Nothing where no image is looked at.
+        While slices are looked at and networks learn.
 
     Returns
     -------

@@ -1,9 +1,14 @@
 """Networks that learn what the slices of a stack look like, without any label."""
 
+import json
 import math
+import shutil
+import time
 from collections.abc import Generator
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from napari_slicelabel.engine.events import Metric, Progress
-from napari_slicelabel.errors import InputError
+from napari_slicelabel.engine.state import load_state, save_state
+from napari_slicelabel.errors import InputError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 T = TypeVar("T")
+
+SAVE_EVERY_S = 20.0
+"""Seconds of a training that a kill may cost."""
 
 _BATCH = 32
 _WINDOW = 50
@@ -149,6 +158,7 @@ def learn_features(
     steps: int,
     device: torch.device,
     rng: np.random.Generator,
+    unfinished: Path | None = None,
 ) -> Generator[Progress | Metric, None, "NDArray[np.float32]"]:
     """Train an auto-encoder until it gets no better, and return the features of all pictures.
 
@@ -166,6 +176,9 @@ def learn_features(
         Where.
     rng : numpy.random.Generator
         Draws batches and masks.
+    unfinished : Path, optional
+        Folder that keeps a training for as long as it goes on, written every 20 seconds. One that is there goes on, and
+        ends as if it had never been interrupted. By default nothing is kept.
 
     Yields
     ------
@@ -180,12 +193,19 @@ def learn_features(
     ------
     InputError
         The loss is no number.
+    StorageError
+        The folder cannot be written.
     """
     network.to(device).train()
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     optimizer = torch.optim.AdamW((p for p in network.parameters() if p.requires_grad), 1e-3, weight_decay=0.01)
-    losses: list[float] = []
-    for step in range(1, steps + 1):
+    training = _Training(network, optimizer, rng, generator)
+    if unfinished is not None:
+        training.load(unfinished)
+    losses, saved = training.losses, time.monotonic()
+    for step in range(len(losses) + 1, steps + 1):
+        if _ended(losses):
+            break
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1.0, step / 20)
         loss = network.loss(pictures(rng.integers(count, size=min(_BATCH, count))), generator)
@@ -194,13 +214,14 @@ def learn_features(
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise InputError(f"the auto-encoder went astray: its loss is {losses[-1]}; use features=intensity")
         yield Progress("learn what slices look like", step, steps)
         if step % 10 == 0:
-            if not math.isfinite(losses[-1]):
-                raise InputError(f"the auto-encoder went astray: its loss is {losses[-1]}; use features=intensity")
             yield Metric("loss", losses[-1], step)
-        if step % _WINDOW == 0 and step >= 3 * _WINDOW and _stalled(losses):
-            break
+        if unfinished is not None and time.monotonic() - saved >= SAVE_EVERY_S:
+            training.save(unfinished)
+            saved = time.monotonic()
     network.eval()
     found = []
     for first in range(0, count, 4 * _BATCH):
@@ -211,7 +232,56 @@ def learn_features(
     return np.concatenate(found)
 
 
-def _stalled(losses: list[float]) -> bool:
+@dataclass(frozen=True)
+class _Training:
+    """All that a training needs to go on."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    rng: np.random.Generator
+    generator: torch.Generator
+    losses: list[float] = field(default_factory=list)
+
+    def save(self, folder: Path) -> None:
+        """Replace what the folder holds."""
+        tensors = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        for number, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
+        tensors["generator"] = self.generator.get_state()
+        drawn = json.loads(json.dumps(self.rng.bit_generator.state))
+        save_state(folder, tensors, {"losses": list(self.losses), "rng": drawn})
+
+    def load(self, folder: Path) -> None:
+        """Go on where a training was, if the folder holds one; a damaged one is begun again."""
+        try:
+            state = load_state(folder)
+        except StorageError:
+            state = None
+            shutil.rmtree(folder, ignore_errors=True)
+        if state is None:
+            return
+        tensors, extra = state
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, number, key = name.split(".")
+                moments.setdefault(int(number), {})[key] = value
+        network = {
+            name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")
+        }
+        self.network.load_state_dict(network)
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.generator.set_state(tensors["generator"])
+        drawn: Any = extra["rng"]
+        losses: Any = extra["losses"]
+        self.rng.bit_generator.state = drawn
+        self.losses[:] = losses
+
+
+def _ended(losses: list[float]) -> bool:
+    """Return whether the last 50 steps brought next to nothing."""
+    if len(losses) < 3 * _WINDOW or len(losses) % _WINDOW:
+        return False
     now, before = np.mean(losses[-_WINDOW:]), np.mean(losses[-2 * _WINDOW : -_WINDOW])
     return bool(now > (1 - _LEAST_FALL) * before)
 

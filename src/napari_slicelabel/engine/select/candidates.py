@@ -1,7 +1,7 @@
 """The slices that may be proposed."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
@@ -75,6 +75,15 @@ class Candidates:
                 free = tuple(index for index in range(*span) if index not in left_out)
                 stacks.append(Stack(name, axis, depth, free, span, taken))
         return cls(tuple(stacks))
+
+    def without(self, slices: Collection[tuple[str, SliceRef]]) -> Self:
+        """Return the same stacks, some slices of which may not be proposed any more."""
+        return type(self)(
+            tuple(
+                replace(stack, free=tuple(index for index in stack.free if stack.ref(index) not in slices))
+                for stack in self.stacks
+            )
+        )
 
     @property
     def count(self) -> int:

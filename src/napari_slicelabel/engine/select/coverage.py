@@ -64,15 +64,16 @@ def best_cover(
     similarities, budget, annotated, candidates, costs
         As for `greedy_cover`.
     others : iterable of sequences of int
-        Other choices to start from, such as equal intervals. Those that are not `budget` different candidates, or cost
-        more than the greedy ones, are passed over.
+        Other choices to start from, such as equal intervals. Those that are not `budget` different candidates are
+        passed over.
 
     Returns
     -------
     Cover
-        Covers at least as well as the greedy pick and as every one of `others`. In the order in which greedy search
-        takes the slices chosen, so that every part of the list, from its beginning, is good too; a shorter list of its
-        own may be better.
+        Covers at least as well as every one of `others`, and costs no more than the dearest of them; without others, no
+        more than the greedy pick. Covers at least as well as the greedy pick where that does not cost more. In the
+        order in which greedy search takes the slices chosen, so that every part of the list, from its beginning, is
+        good too; a shorter list of its own may be better.
 
     Raises
     ------
@@ -83,22 +84,32 @@ def best_cover(
     -----
     Greedy search looks one pick ahead and can be caught: the first pick, alone in the middle, is in the way of the
     next two. Exchanges (Teitz and Bart 1968) put that right; see `exchange`. Between equals the greedy start wins.
-    Where exchanges would not fit into memory (`can_exchange`) the best start is taken as it is.
+    Where exchanges would not fit into memory (`can_exchange`) the best start is taken as it is. With costs there are
+    two greedy starts, by gain per cost and by gain: each alone can be arbitrarily bad (Leskovec et al. 2007).
     """
     count = len(similarities)
     free = _free(count, annotated, candidates)
     weight = _checked_costs(costs, count)
-    greedy = greedy_cover(similarities, budget, annotated=annotated, candidates=np.flatnonzero(free), costs=costs)
-    starts = [greedy.order]
-    for other in others:
-        fits = len(set(other)) == len(other) == len(greedy.order) and free[list(other)].all()
-        if fits and weight[list(other)].sum() <= weight[list(greedy.order)].sum():
-            starts.append(tuple(other))
+    open_slices = np.flatnonzero(free)
+    greedy = greedy_cover(similarities, budget, annotated=annotated, candidates=open_slices, costs=costs)
     if not greedy.order:
         return greedy
+    fitting = [
+        tuple(other)
+        for other in others
+        if len(set(other)) == len(other) == len(greedy.order) and free[list(other)].all()
+    ]
+    starts = [greedy.order]
+    if costs is not None:
+        starts.append(greedy_cover(similarities, budget, annotated=annotated, candidates=open_slices).order)
+    limit = max(float(weight[list(start)].sum()) for start in (fitting or starts[:1]))
+    starts = [start for start in (*starts, *fitting) if weight[list(start)].sum() <= limit]
     covered = _covered(similarities, annotated, np.zeros(count, np.float32))
     if can_exchange(count, len(greedy.order)):
-        found = [exchange(similarities, start, covered, np.flatnonzero(free), weight) for start in starts]
+        with one_product_each() as pool:
+            found = list(
+                pool.map(lambda start: exchange(similarities, start, covered, open_slices, weight, limit), starts)
+            )
     else:
         found = [(float(_covered(similarities, start, covered).sum(dtype=np.float64)), start) for start in starts]
     _, chosen = max(found, key=lambda result: result[0])

@@ -32,6 +32,7 @@ def exchange(
     covered: "NDArray[np.float32]",
     free: "NDArray[np.intp]",
     weight: "NDArray[np.float64]",
+    limit: float,
 ) -> tuple[float, Sequence[int]]:
     """Return coverage and choice after exchanges.
 
@@ -46,7 +47,9 @@ def exchange(
     free : ndarray of int
         Slices that may be chosen, sorted.
     weight : ndarray of shape (n,), float64
-        What each slice costs: none is exchanged for a dearer one.
+        What each slice costs.
+    limit : float
+        What the choice may cost in all, at least what it costs as given.
 
     Returns
     -------
@@ -68,7 +71,7 @@ def exchange(
     """
     most = max(1, _POOL // len(covered))
     pool = free if len(free) <= most else free[np.linspace(0, len(free) - 1, most).round().astype(np.intp)]
-    state = _Chosen(similarities, list(chosen), covered, weight)
+    state = Chosen(similarities, list(chosen), covered, weight, limit)
     for _ in range(_PASSES):
         changed = False
         for first in range(0, len(pool), _AT_ONCE):
@@ -80,8 +83,23 @@ def exchange(
     return state.coverage, state.indices
 
 
-class _Chosen:
-    """The chosen slices, and for each slice which of them is most similar to it, and how similar the second is."""
+class Chosen:
+    """A choice, and what each of its slices is worth in it.
+
+    Parameters
+    ----------
+    similarities, chosen, covered, weight, limit
+        As for `exchange`.
+
+    Attributes
+    ----------
+    indices : list of int
+        The choice.
+    best, second : ndarray of shape (n,), float32
+        For each slice how similar the most similar of the choice is, and the second, annotated slices among them.
+    missed : ndarray of shape (k,), float64
+        What the coverage would lose without each slice of the choice.
+    """
 
     def __init__(
         self,
@@ -89,41 +107,55 @@ class _Chosen:
         chosen: list[int],
         covered: "NDArray[np.float32]",
         weight: "NDArray[np.float64]",
+        limit: float,
     ) -> None:
         self.indices = chosen
-        self._covered, self._weight = covered, weight
+        self._covered, self._weight, self._limit = covered, weight, limit
         self._rows = similarities.to_all(np.array(chosen))
-        self._refresh()
+        self._owner = np.empty(len(covered), np.intp)
+        self.best, self.second = covered.copy(), covered.copy()
+        self._refresh(np.arange(len(covered)))
 
-    def _refresh(self) -> None:
-        """Find the best and the second best; owner k = only annotated slices are as similar."""
-        places = np.arange(self._rows.shape[1])
-        self._owner = self._rows.argmax(0)
-        self._best = self._rows[self._owner, places]
-        self._rows[self._owner, places] = -1
-        self._second = np.maximum(self._rows.max(0), self._covered)
-        self._rows[self._owner, places] = self._best
-        self._owner[self._covered >= self._best] = len(self.indices)
-        np.maximum(self._best, self._covered, out=self._best)
+    def _refresh(self, columns: "NDArray[np.intp]") -> None:
+        """Find the best and the second best of some slices; owner k = only annotated slices are as similar."""
+        rows, covered = self._rows[:, columns], self._covered[columns]
+        places = np.arange(len(columns))
+        owner = rows.argmax(0)
+        best = rows[owner, places]
+        rows[owner, places] = -1
+        self.second[columns] = np.maximum(rows.max(0), covered)
+        owner[covered >= best] = len(self.indices)
+        self._owner[columns] = owner
+        self.best[columns] = np.maximum(best, covered)
+        missed = (self.best - self.second).astype(np.float64)
+        self.missed = np.bincount(self._owner, missed, len(self.indices) + 1)[:-1]
 
     @property
     def coverage(self) -> float:
-        return float(self._best.sum(dtype=np.float64))
+        """Sum over all slices of the similarity to the most similar of the choice, or annotated one."""
+        return float(self.best.sum(dtype=np.float64))
 
     def take(self, index: int, row: "NDArray[np.float32]") -> bool:
         """Exchange a chosen slice for `index`, whose similarities are `row`, if coverage grows by that."""
         if index in self.indices:
             return False
-        gain = float(np.maximum(row - self._best, 0).sum(dtype=np.float64))
+        # elsewhere it neither adds to the best nor takes the place of the second
+        columns = np.flatnonzero(row > self.second)
+        here, best = row[columns], self.best[columns]
+        gain = float(np.maximum(here - best, 0).sum(dtype=np.float64))
         if gain == 0:
             return False
-        missed = np.maximum(self._best - np.maximum(row, self._second), 0)
-        lost = np.bincount(self._owner, missed, len(self.indices) + 1)[:-1]
-        lost[self._weight[self.indices] < self._weight[index]] = np.inf
+        kept = np.minimum(here, best) - self.second[columns]
+        lost = self.missed - np.bincount(self._owner[columns], kept, len(self.indices) + 1)[:-1]
+        costs = self._weight[self.indices]
+        lost[costs.sum() - costs + self._weight[index] > self._limit] = np.inf
         leaving = int(lost.argmin())
         if gain <= lost[leaving]:
             return False
+        before = self._rows[leaving]
+        # where it was the best or the second, and where the new one is: the others stay as they are
+        concerned = np.flatnonzero((before >= self.second) | (row > self.second))
         self.indices[leaving] = index
         self._rows[leaving] = row
-        self._refresh()
+        self._refresh(concerned)
         return True

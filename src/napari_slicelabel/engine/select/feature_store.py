@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from napari_slicelabel.engine.select.thumbnails import Thumbnails
 
 KEPT = 8
-"""Files; older ones are deleted."""
+"""Files, and interrupted trainings; older ones are deleted."""
 
 _VERSION = 1
 
@@ -63,11 +64,12 @@ def stored_features(
     -----
     The key holds all that features follow from: the images with their time of change, the axes, the provider with its
     seed, steps and weights, the kind of device and the version of torch. Annotations and ranges are not among them:
-    a ranking made again after a slice was completed, or skipped, finds its features.
+    a ranking made again after a slice was completed, or skipped, finds its features. A training that was interrupted
+    lies in a folder of the same name, and goes on.
     """
     device = resolve_device(request.device)
     if not provider.kept:
-        return (yield from provider.compute(stacks, device, request.rng, request.options))
+        return (yield from provider.compute(stacks, device, request.rng, request.options, None))
     facts = json.dumps(
         {
             "version": _VERSION,
@@ -86,11 +88,13 @@ def stored_features(
     if found is not None:
         yield Progress("compare", count, count)
         return found
-    rows = yield from provider.compute(stacks, device, request.rng, request.options)
+    unfinished = file.with_suffix(".training")
+    rows = yield from provider.compute(stacks, device, request.rng, request.options, unfinished)
     with storage_errors(file):
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
             save_file({"features": np.ascontiguousarray(rows)}, temporary, {"facts": facts})
+    shutil.rmtree(unfinished, ignore_errors=True)
     _keep_newest(folder)
     return rows
 
@@ -113,3 +117,5 @@ def _keep_newest(folder: Path) -> None:
     for path in files[:-KEPT]:
         with storage_errors(path, "remove"):
             path.unlink(missing_ok=True)
+    for path in sorted(folder.glob("[!.]*.training"), key=lambda path: path.stat().st_mtime_ns)[:-KEPT]:
+        shutil.rmtree(path, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,8 +40,8 @@ class Features:
     title : str
         One line for lists and forms.
     compute : callable
-        Takes the thumbnails of all stacks, a device, a generator and options; a generator of progress that returns a
-        row per slice, stack after stack.
+        Takes the thumbnails of all stacks, a device, a generator, options, and a folder (or None) for a training that
+        goes on after an interruption; a generator of progress that returns a row per slice, stack after stack.
     depends : callable
         Takes a seed and options; returns what the features depend on besides the slices.
     kept : bool
@@ -49,7 +50,7 @@ class Features:
 
     name: str
     title: str
-    compute: Callable[[Sequence[Thumbnails], torch.device, np.random.Generator, SelectOptions], Steps]
+    compute: Callable[[Sequence[Thumbnails], torch.device, np.random.Generator, SelectOptions, Path | None], Steps]
     depends: Callable[[int, SelectOptions], dict[str, Any]]
     kept: bool = True
 
@@ -81,7 +82,11 @@ class _Pictures:
 
 
 def _intensity(
-    stacks: Sequence[Thumbnails], device: torch.device, rng: np.random.Generator, options: SelectOptions
+    stacks: Sequence[Thumbnails],
+    device: torch.device,
+    rng: np.random.Generator,
+    options: SelectOptions,
+    unfinished: Path | None,
 ) -> Steps:
     """Yield progress and return the pixels of 32 x 32 px pictures."""
     pictures = _Pictures(stacks, _INTENSITY_PX, device)
@@ -94,21 +99,43 @@ def _intensity(
 
 
 def _autoencoder(
-    stacks: Sequence[Thumbnails], device: torch.device, rng: np.random.Generator, options: SelectOptions
+    stacks: Sequence[Thumbnails],
+    device: torch.device,
+    rng: np.random.Generator,
+    options: SelectOptions,
+    unfinished: Path | None,
 ) -> Steps:
     pictures = _Pictures(stacks, ConvAutoencoder.side, device)
     network = seeded(lambda: ConvAutoencoder(stacks[0].pictures.shape[1]), rng)
-    return (yield from learn_features(network, pictures, len(pictures), steps=MOST_STEPS, device=device, rng=rng))
+    return (
+        yield from learn_features(
+            network, pictures, len(pictures), steps=MOST_STEPS, device=device, rng=rng, unfinished=unfinished
+        )
+    )
 
 
-def _mae(stacks: Sequence[Thumbnails], device: torch.device, rng: np.random.Generator, options: SelectOptions) -> Steps:
+def _mae(
+    stacks: Sequence[Thumbnails],
+    device: torch.device,
+    rng: np.random.Generator,
+    options: SelectOptions,
+    unfinished: Path | None,
+) -> Steps:
     pictures = _Pictures(stacks, MaskedAutoencoder.side, device)
     network = seeded(lambda: MaskedAutoencoder(stacks[0].pictures.shape[1]), rng)
-    return (yield from learn_features(network, pictures, len(pictures), steps=MOST_STEPS, device=device, rng=rng))
+    return (
+        yield from learn_features(
+            network, pictures, len(pictures), steps=MOST_STEPS, device=device, rng=rng, unfinished=unfinished
+        )
+    )
 
 
 def _pretrained(
-    stacks: Sequence[Thumbnails], device: torch.device, rng: np.random.Generator, options: SelectOptions
+    stacks: Sequence[Thumbnails],
+    device: torch.device,
+    rng: np.random.Generator,
+    options: SelectOptions,
+    unfinished: Path | None,
 ) -> Steps:
     encoder = load_encoder(options)
     encoder.network.to(device)

@@ -9,6 +9,7 @@ import numpy as np
 from napari_slicelabel.engine.context import run_store
 from napari_slicelabel.engine.events import Metric, Progress
 from napari_slicelabel.engine.record import RunRecord
+from napari_slicelabel.engine.select.condition import Inspection, check_budget
 from napari_slicelabel.engine.select.request import Choice, Request
 from napari_slicelabel.errors import InputError, MissingFileError, StorageError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.engine.select.candidates import Stack
+    from napari_slicelabel.engine.select.request import Slice
     from napari_slicelabel.engine.stores import SliceStore
 
 NOISE = 0.1
@@ -42,7 +44,7 @@ def foreground(request: Request) -> Generator[Progress | Metric, None, Choice]:
     Returns
     -------
     Choice
-        The notes say which runs were read.
+        The notes say which runs were read, and which slices were skipped as damaged.
 
     Raises
     ------
@@ -70,11 +72,21 @@ def foreground(request: Request) -> Generator[Progress | Metric, None, Choice]:
         score = yield from _doubt(request.project, stack, runs)
         score *= np.exp(NOISE * request.rng.normal(size=len(score)))
         stacks.append(_Scored(stack, score, _distances(stack)))
-    chosen = []
-    for _ in range(request.budget):
+    chosen: list[Slice] = []
+    inspection = Inspection(request)
+    left = request.candidates.count
+    while len(chosen) < request.budget:
+        check_budget(request.budget, left)
         best = max(stacks, key=_Scored.top)
-        chosen.append(best.stack.ref(best.take()))
-    return Choice(chosen, notes=notes)
+        index = best.next()
+        bad = yield from inspection.damaged([best.stack.ref(index)])
+        if bad:
+            best.drop(index)
+            left -= 1
+        else:
+            best.take(index)
+            chosen.append(best.stack.ref(index))
+    return Choice(chosen, notes=(*notes, *inspection.notes()))
 
 
 @dataclass
@@ -96,12 +108,18 @@ class _Scored:
     def top(self) -> float:
         return float(self._values().max())
 
-    def take(self) -> int:
-        """Return the slice with the highest score, the first of several, and count it as painted."""
-        index = int(self._values().argmax())
+    def next(self) -> int:
+        """Return the slice with the highest score, the first of several."""
+        return int(self._values().argmax())
+
+    def drop(self, index: int) -> None:
+        """Do not propose a slice."""
         self._open[index] = False
+
+    def take(self, index: int) -> None:
+        """Count a slice as painted."""
+        self.drop(index)
         self.distance = np.minimum(self.distance, np.abs(np.arange(self.stack.depth) - index))
-        return index
 
 
 @dataclass(frozen=True)

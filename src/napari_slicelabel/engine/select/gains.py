@@ -5,8 +5,8 @@ Coverage of a set S is ``F(S) = sum_j max_{i in S} sim(i, j)``. With ``best_j`` 
 number that its gain cannot exceed, and lowers it by the cheapest means there is:
 
 - a slice that was never measured is bounded by what groups of neighbours can give it (`GroupBounds`);
-- a slice that was measured some picks ago has lost what these picks took, which is a matter of the slices that have
-  become better covered since, and of no others;
+- a slice that was measured some picks ago has lost what these picks took, exactly, which is a matter of the slices that
+  have become better covered since, and of no others;
 - slices that are certainly better covered than by the slice measured are left out (`Reach`), most of them in the end.
 """
 
@@ -17,6 +17,7 @@ import numpy as np
 from napari_slicelabel.engine.select.similarities import FULL, NORM, Similarities
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from concurrent.futures import ThreadPoolExecutor
 
     from numpy.typing import NDArray
@@ -30,13 +31,19 @@ _NEAR = 32
 """Slices of a group for `Reach`."""
 
 _CHUNK = 64
-"""Slices, neighbours where possible, whose bounds are lowered by one matrix product."""
+"""Slices, neighbours where possible, that are compared with others by one matrix product."""
+
+_COLUMNS = 1024
+"""The others of one product: it stays in the cache while its sum is taken."""
+
+_FEW = 256
+"""Candidates up to which gains are measured without bounding them first."""
+
+_BOUNDED = 512
+"""Slices whose gains are bounded together, in one thread."""
 
 _ROUNDS_KEPT = 64
 """Picks of which the coverage is remembered: 5 MB for 20,000 slices. What was measured earlier is measured anew."""
-
-_SLACK = 1e-5
-"""A sum of float32 numbers above 0 is off by less than this share of it: numpy adds a row in pairs of pairs."""
 
 
 class GroupBounds:
@@ -53,15 +60,17 @@ class GroupBounds:
     ----------
     rows : ndarray of shape (n, d), float32
         Feature vectors.
+    pool : ThreadPoolExecutor
+        Where products are computed; see `one_product_each`.
     """
 
-    def __init__(self, rows: "NDArray[np.float32]") -> None:
+    def __init__(self, rows: "NDArray[np.float32]", pool: "ThreadPoolExecutor") -> None:
         self._rows = rows
         self._lengths = np.square(rows, dtype=np.float64).sum(1)
         self._starts = np.arange(0, len(rows), max(_GROUP, -(-len(rows) // _MOST_GROUPS)))
         self._sizes = np.diff(np.append(self._starts, len(rows)))
         self._means = np.add.reduceat(rows, self._starts, axis=0, dtype=np.float64) / self._sizes[:, None]
-        self._scatter = np.array([self._largest(number) for number in range(len(self._starts))])
+        self._scatter = np.array(list(pool.map(self._largest, range(len(self._starts)))))
         self._level = self._squares = np.zeros(len(self._starts))
         self._mixed = np.zeros(self._means.shape)
 
@@ -109,6 +118,7 @@ class Reach:
 
     def __init__(self, rows: "NDArray[np.float32]") -> None:
         self._rows = rows
+        self._lengths = np.linalg.norm(rows, axis=1)
         self._starts = np.arange(0, len(rows), _NEAR)
         self._sizes = np.diff(np.append(self._starts, len(rows)))
         self._means = np.add.reduceat(rows, self._starts, axis=0) / self._sizes[:, None].astype(np.float32)
@@ -116,12 +126,34 @@ class Reach:
         # far above what float32 may have cost, far below what makes a difference
         self._radius = np.maximum.reduceat(apart, self._starts) + np.float32(1e-3 * NORM)
 
-    def columns(self, indices: "NDArray[np.intp]", level: "NDArray[np.float32]") -> "NDArray[np.bool_]":
-        """Return for all slices, shape (n,), whether one of `indices` may be more similar to it than its `level`."""
-        rows = self._rows[indices]
-        highest = rows @ self._means.T + np.linalg.norm(rows, axis=1)[:, None] * self._radius
-        found: NDArray[np.bool_] = (highest > np.minimum.reduceat(level, self._starts)).any(0)
-        return np.repeat(found, self._sizes)
+    def above(
+        self, level: "NDArray[np.float32]", wanted: "NDArray[np.bool_]"
+    ) -> "Callable[[NDArray[np.intp]], NDArray[np.intp]]":
+        """Return a function that tells which slices some slices may be more similar to than a level.
+
+        Parameters
+        ----------
+        level : ndarray of shape (n,), float32
+            A similarity for each slice.
+        wanted : ndarray of shape (n,), bool
+            The slices to tell of.
+
+        Returns
+        -------
+        callable
+            Takes numbers of slices; returns those of the wanted slices that one of them may reach.
+        """
+        groups = np.flatnonzero(np.logical_or.reduceat(wanted, self._starts))
+        lowest = np.minimum.reduceat(np.where(wanted, level, np.float32(np.inf)), self._starts)[groups]
+        means, radius = self._means[groups], self._radius[groups]
+
+        def columns(indices: "NDArray[np.intp]") -> "NDArray[np.intp]":
+            highest = self._rows[indices] @ means.T + self._lengths[indices][:, None] * radius
+            near = np.zeros(len(self._starts), bool)
+            near[groups[(highest > lowest).any(0)]] = True
+            return np.flatnonzero(np.repeat(near, self._sizes) & wanted)
+
+        return columns
 
 
 class Gains:
@@ -152,7 +184,8 @@ class Gains:
         pool: "ThreadPoolExecutor",
     ) -> None:
         self._similarities, self._pool = similarities, pool
-        self._groups = GroupBounds(similarities.rows)
+        # of few slices all are measured at once: bounds of groups would cost more
+        self._groups = GroupBounds(similarities.rows, pool) if free.sum() > _FEW else None
         self._reach = Reach(similarities.rows)
         self._history = np.empty((_ROUNDS_KEPT, len(free)), np.float32)
         self._now = -1
@@ -168,7 +201,7 @@ class Gains:
         self._now += 1
         self._history[self._now % _ROUNDS_KEPT] = best
         self._measured[self._measured <= self._now - _ROUNDS_KEPT] = -1
-        if ((self._measured < 0) & (self.bound > -np.inf)).any():
+        if self._groups is not None and ((self._measured < 0) & (self.bound > -np.inf)).any():
             self._groups.update(best)
 
     def drop(self, index: int) -> None:
@@ -182,44 +215,58 @@ class Gains:
 
     def refresh(self, indices: "NDArray[np.intp]") -> None:
         """Lower the bounds of some slices by what has been covered since."""
-        never = indices[self._measured[indices] < 0]
-        if len(never):
-            self.bound[never] = np.minimum(self.bound[never], self._groups.gains(never))
-        once = np.sort(indices[self._measured[indices] >= 0])
-        list(self._pool.map(self._lower, _chunks(once)))
+        rounds = self._measured[indices]
+        list(self._pool.map(self._bound, _chunks(indices[rounds < 0], _BOUNDED)))
+        # those measured in the same round together: the coverage that they were measured against is the same
+        for number in np.unique(rounds[rounds >= 0]):
+            self._lower(np.sort(indices[rounds == number]), self._history[number % _ROUNDS_KEPT])
         self._fresh[indices] = self._now
 
-    def _lower(self, indices: "NDArray[np.intp]") -> None:
-        """Subtract from what some slices gained when they were measured what has been taken since."""
-        rounds = self._measured[indices]
-        oldest = self._history[rounds.min() % _ROUNDS_KEPT]
+    def _bound(self, indices: "NDArray[np.intp]") -> None:
+        """Bound the gains of some slices by what groups can give them."""
+        if self._groups is not None:
+            self.bound[indices] = np.minimum(self.bound[indices], self._groups.gains(indices))
+
+    def _lower(self, indices: "NDArray[np.intp]", before: "NDArray[np.float32]") -> None:
+        """Subtract from what some slices gained over the coverage `before` what has been taken since."""
         now = self._history[self._now % _ROUNDS_KEPT]
-        columns = np.flatnonzero(self._reach.columns(indices, oldest) & (now > oldest))
-        same = rounds.min() == rounds.max()
-        before = oldest[columns] if same else self._history[np.ix_(rounds % _ROUNDS_KEPT, columns)]
-        taken = self._similarities.between(indices, columns)
-        np.minimum(taken, now[columns], out=taken)
-        taken -= before
-        np.maximum(taken, 0, out=taken)
-        self.bound[indices] -= (1 - _SLACK) * taken.sum(1).astype(np.float64)
-        self._measured[indices] = self._now
+        columns_of = self._reach.above(before, now > before)
+
+        def lower(some: "NDArray[np.intp]") -> None:
+            columns = columns_of(some)
+            taken = np.zeros(len(some))
+            for part in _chunks(columns, _COLUMNS):
+                # between what it was and what it is: what the slice cannot give any more
+                found = self._similarities.products(part, some)
+                np.minimum(found, now[part][:, None], out=found)
+                np.maximum(found, before[part][:, None], out=found)
+                taken += found.sum(0, dtype=np.float64)
+            self.bound[some] -= taken - before[columns].sum(dtype=np.float64)
+            self._measured[some] = self._now
+
+        list(self._pool.map(lower, _chunks(indices, _CHUNK)))
 
     def measure(self, indices: "NDArray[np.intp]") -> "NDArray[np.float64]":
         """Return the exact gains of some slices, which are their bounds from now on."""
-        list(self._pool.map(self._measure, _chunks(np.sort(indices))))
+        best = self._history[self._now % _ROUNDS_KEPT]
+        columns_of = self._reach.above(best, np.ones(len(best), bool))
+
+        def measure(some: "NDArray[np.intp]") -> None:
+            columns = columns_of(some)
+            covered = np.zeros(len(some))
+            for part in _chunks(columns, _COLUMNS):
+                found = self._similarities.products(part, some)
+                np.maximum(found, best[part][:, None], out=found)
+                covered += found.sum(0, dtype=np.float64)
+            self.bound[some] = covered - best[columns].sum(dtype=np.float64)
+            self._measured[some] = self._fresh[some] = self._now
+
+        # what was lowered just now lost exactly what was taken from it
+        unknown = indices[self._measured[indices] < self._now]
+        list(self._pool.map(measure, _chunks(np.sort(unknown), _CHUNK)))
         found: NDArray[np.float64] = self.bound[indices]
         return found
 
-    def _measure(self, indices: "NDArray[np.intp]") -> None:
-        best = self._history[self._now % _ROUNDS_KEPT]
-        columns = np.flatnonzero(self._reach.columns(indices, best))
-        everything = 2 * len(columns) > len(best)
-        above = self._similarities.between(indices, slice(None) if everything else columns)
-        above -= best if everything else best[columns]
-        np.maximum(above, 0, out=above)
-        self.bound[indices] = above.sum(1, dtype=np.float64)
-        self._measured[indices] = self._fresh[indices] = self._now
 
-
-def _chunks(indices: "NDArray[np.intp]") -> "list[NDArray[np.intp]]":
-    return [indices[first : first + _CHUNK] for first in range(0, len(indices), _CHUNK)]
+def _chunks(indices: "NDArray[np.intp]", size: int) -> "list[NDArray[np.intp]]":
+    return [indices[first : first + size] for first in range(0, len(indices), size)]

@@ -29,8 +29,8 @@ def interval(candidates: "Candidates", budget: int, rng: "np.random.Generator") 
 
     Notes
     -----
-    A stack of D slices with a share of K is cut into K equal parts, of which the middles are taken. A middle that
-    is annotated already gives way to the nearest free slice, the lower one of two.
+    A stack of D slices with a share of K is cut into K equal parts, of which the middles are taken. A middle that is
+    not free (annotated, skipped, damaged) gives way to the nearest free slice, the lower one of two.
     """
     shares = equal_shares([len(stack.free) for stack in candidates.stacks], budget)
     queues = [

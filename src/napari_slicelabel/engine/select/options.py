@@ -14,7 +14,10 @@ _SLICE = re.compile(r"(?:(.+):)?([zyx])(\d+)")
 
 
 class SelectOptions(BaseModel):
-    """Options of a selection. A selector ignores what does not concern it; `range` concerns all."""
+    """Options of a selection.
+
+    `range`, `skip` and `damaged` concern every selector; each ignores what else does not concern it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,7 +34,7 @@ class SelectOptions(BaseModel):
     cost: Literal["equal", "area"] = Field(
         "equal",
         description="What a slice costs: equal, or its pixels, which matters where slices of several axes or volumes"
-        " compete. The gain per cost decides.",
+        " compete: the proposals then cover best for no more pixels than as many equally spaced slices have.",
     )
     spread: Literal["pooled", "even"] = Field(
         "pooled",
@@ -40,6 +43,11 @@ class SelectOptions(BaseModel):
     )
     skip: tuple[str, ...] = Field(
         (), description="Slices not to propose, though they want to be covered: z12, or volume:z12 in one volume only."
+    )
+    damaged: Literal["skip", "keep"] = Field(
+        "skip",
+        description="Empty slices, and those unlike their neighbours (missing sections, folds): skip, or keep them as"
+        " any others.",
     )
     encoder: str = Field(
         "efficientnet-lite0",

@@ -9,6 +9,7 @@ import numpy as np
 from napari_slicelabel.data.boxes import AXES
 from napari_slicelabel.engine.events import Metric, Progress
 from napari_slicelabel.engine.select.candidates import Candidates, Stack
+from napari_slicelabel.engine.select.condition import Condition, check_budget, skipped_notes
 from napari_slicelabel.engine.select.coverage import Cover, best_cover
 from napari_slicelabel.engine.select.feature_store import stored_features
 from napari_slicelabel.engine.select.features import FEATURES
@@ -21,7 +22,12 @@ from napari_slicelabel.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from napari_slicelabel.engine.select.options import SelectOptions
     from napari_slicelabel.engine.select.request import Slice
+
+
+_TELL_EVERY = 512
+"""Slices that are checked between two events."""
 
 
 def representative(request: Request, features: str = "") -> Generator[Progress | Metric, None, Choice]:
@@ -64,13 +70,8 @@ def representative(request: Request, features: str = "") -> Generator[Progress |
         stacks += [thumbnails]
     _check_channels(stacks)
     rows = yield from stored_features(request, provider, stacks)
-    notes, slices = _usable(stacks)
-    free = int(slices.free.sum())
-    if free < request.budget:
-        raise InputError(
-            f"budget {request.budget}: only {free} slices are neither annotated, skipped, empty nor damaged; give at"
-            " most that many"
-        )
+    notes, slices = yield from _usable(stacks, request.options)
+    check_budget(request.budget, int(slices.free.sum()))
     rows = rows[slices.number]
     parts = _parts(slices, even=request.options.spread == "even")
     shares = equal_shares([int(slices.free[part].sum()) for part in parts], request.budget)
@@ -110,17 +111,22 @@ def _check_channels(stacks: list[Thumbnails]) -> None:
         raise InputError(f"the volumes have {channels} channels and cannot be compared; choose volumes one by one")
 
 
-def _usable(stacks: list[Thumbnails]) -> tuple[tuple[str, ...], _Slices]:
+def _usable(
+    stacks: list[Thumbnails], options: "SelectOptions"
+) -> Generator[Progress, None, tuple[tuple[str, ...], _Slices]]:
     """Return notes on what is skipped, and the slices that are not."""
-    notes, found, first = [], [], 0
+    notes: list[str] = []
+    found, first = [], 0
     for number, thumbnails in enumerate(stacks):
-        stack, bad = thumbnails.stack, thumbnails.unusable()
-        for reason in sorted(set(bad.values())):
-            which = [index for index in stack.indices if bad.get(index) == reason]
-            shown = ", ".join(map(str, which[:10])) + (f", ... ({len(which)} in all)" if len(which) > 10 else "")
-            if which:
-                notes.append(f"{stack.volume} {stack.axis}: skipped {shown} ({reason})")
-        free = set(stack.free)
+        stack, free = thumbnails.stack, set(thumbnails.stack.free)
+        condition = Condition(stack.depth, thumbnails.pictures.__getitem__)
+        bad: dict[int, str] = {}
+        for index in stack.indices if options.damaged == "skip" else ():
+            if problem := condition.problem(index):
+                bad[index] = problem
+            if index % _TELL_EVERY == _TELL_EVERY - 1:
+                yield Progress("check slices", index + 1, stack.depth)
+        notes += skipped_notes(stack, bad)
         found += [
             (number, index, first + index, index in free, index in stack.annotated)
             for index in stack.indices

