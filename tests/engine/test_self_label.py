@@ -18,7 +18,7 @@ from napari_slicelabel.engine.context import run_store
 from napari_slicelabel.engine.evaluate import evaluate
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
 from napari_slicelabel.engine.losses import IGNORE
-from napari_slicelabel.engine.methods.self_label import SelfLabelConfig, accepted, front_rounds
+from napari_slicelabel.engine.methods.self_label import SelfLabelConfig, SelfLabelling, accepted, front_rounds
 from napari_slicelabel.engine.networks import load_network
 from napari_slicelabel.engine.pieces import pieces
 from napari_slicelabel.engine.run import run
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.data.samples import Sample
+    from napari_slicelabel.engine.context import Slot
 
 TINY: dict[str, object] = {
     "device": "cpu",
@@ -279,6 +280,25 @@ def test_weak_labels_are_what_interpolation_says(make_project: Callable[..., Pro
         np.testing.assert_array_equal(shapes.labels_between(index), expected.read(index))
     with pytest.raises(ValueError, match="slice 1 "):
         shapes.labels_between(1)
+
+
+def test_weak_labels_by_correspondence(make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What flow carries is learned from between complete slices, once, and not beyond a stop or in the folds."""
+    truth = tubes((14, 64, 64), drift=True, rng=np.random.default_rng(3))
+    project = make_project({"a": truth}, {"a": (1, 4, 8, 12)})
+    learned: dict[int, NDArray[np.uint8]] = {}
+    read = SelfLabelling._labels_between
+
+    def spy(self: SelfLabelling, slot: Slot, left_out: Collection[int]) -> NDArray[np.uint8]:
+        learned[slot.index] = read(self, slot, left_out)
+        return learned[slot.index]
+
+    monkeypatch.setattr(SelfLabelling, "_labels_between", spy)
+    told = events_of(project, interpolation="flow", stops="6", rounds=0)
+    assert sorted(learned) == [2, 3, 9, 10, 11]
+    found, wanted = (np.stack([planes[index] for index in sorted(learned)]) for planes in (learned, truth))
+    assert np.count_nonzero((found == wanted) & (wanted > 0)) > 0.4 * np.count_nonzero(wanted)
+    assert {event.stage for event in told if isinstance(event, Progress)} >= {"learn what corresponds", "interpolate"}
 
 
 def test_weak_labels_are_learned_from_between_complete_slices_only(

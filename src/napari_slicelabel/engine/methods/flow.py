@@ -260,7 +260,43 @@ def propagate(context: "RunContext", config: FlowConfig) -> Iterator[Event]:
     Memory holds the features of a few slices (of up to ``cache_mb``, which stay for the next run in this process), and
     one gap's labels are on disk in the run's folder.
     """
+    context.need_annotated("carry labels from")
     yield from Flow(context, config).run()
+
+
+def between(context: "RunContext", config: FlowConfig) -> Iterator[Event | tuple[Slot, "NDArray[np.uint8]"]]:
+    """Learn what corresponds, then label the slices between annotated ones: mask interpolation for another method.
+
+    Parameters
+    ----------
+    context : RunContext
+        The run of the other method; nothing is written to it.
+    config : FlowConfig
+        The parameters.
+
+    Yields
+    ------
+    Event, or tuple of (Slot, ndarray of shape (h, w), uint8)
+        `Progress` and `Metric`; a slice with its labels, as channel numbers: 0 = background, k + 1 = class k.
+
+    Raises
+    ------
+    InputError
+        As for `propagate`.
+    """
+    flow = Flow(context, config)
+    yield from flow.learn()
+    for name in context.volumes:
+        for gap in gaps(context, name):
+            if gap.lower is None or gap.upper is None:
+                continue
+            for index, carried in flow.carried(gap):
+                if carried is None:
+                    yield Progress("interpolate", index - gap.lower, gap.upper - gap.lower, flow.name(gap, index))
+                else:
+                    yield Slot(name, index), carried.argmax(0).astype(np.uint8)
+                if context.stop():
+                    return
 
 
 def work(stacks: Sequence[Stack], classes: int, config: FlowConfig) -> Work:
@@ -308,7 +344,6 @@ class Flow:
 
     def __post_init__(self) -> None:
         context = self.context
-        context.need_annotated("carry labels from")
         context.need_classes()
         self._channel = np.full(256, IGNORE, np.uint8)
         self._channel[[0, *context.class_ids]] = np.arange(1 + len(context.class_ids))
@@ -316,7 +351,7 @@ class Flow:
         self._plain = NetworkConfig(image_channels=context.image_channels(), in_slices=1, classes=context.class_ids)
         self._usual_area = self._measure_usual_area()
         pixels = max(math.prod(context.volume(name).plane_shape(context.axis)) for name in context.volumes)
-        first = Slot(context.volumes[0], context.annotated(context.volumes[0])[0])
+        first = next(Slot(name, context.annotated(name)[0]) for name in context.volumes if context.annotated(name))
         self.network = CorrespondenceNetwork(
             CorrespondenceConfig(
                 image_channels=self._plain.image_channels,
@@ -351,12 +386,10 @@ class Flow:
         if tensors:
             self.network.load_state_dict(tensors)
         else:
-            yield from self._learn()
+            yield from self._train()
             if self.context.stop():
                 return
-        self.network.eval()
-        self._token = self._network_token()
-        self._residual = self._measure_residual()
+        self._look()
         painted = self._painted()
         known = extra if earlier is None else dict(earlier.extra)
         measured_with = cast("int", known.get("measured_with", 0))
@@ -484,15 +517,16 @@ class Flow:
                 return
 
     def _fill_gap(self, gap: Gap, done: frozenset[Slot]) -> Iterator[Event]:
-        for index, carried in self._carried(gap):
+        for index, carried in self.carried(gap):
             if carried is None:
-                yield Progress("carry", abs(index - gap.slices.start) + 1, len(gap.slices) + 1, self._name(gap, index))
+                yield Progress("carry", abs(index - gap.slices.start) + 1, len(gap.slices) + 1, self.name(gap, index))
             elif Slot(gap.volume, index) not in done:
                 yield self._write(Slot(gap.volume, index), carried)
             if self.context.stop():
                 return
 
-    def _name(self, gap: Gap, index: int) -> str:
+    def name(self, gap: Gap, index: int) -> str:
+        """Return what a slice of a gap is called in progress."""
         return f"{gap.volume} {self.context.axis}{index}"
 
     def _write(self, slot: Slot, probability: "NDArray[np.float32]") -> SliceDone:
@@ -531,7 +565,18 @@ class Flow:
 
     # -- learning from the image --------------------------------------------------------------------------------------
 
-    def _learn(self) -> Iterator[Event]:
+    def learn(self) -> Iterator[Event]:
+        """Train the network; then labels can be carried."""
+        yield from self._train()
+        self._look()
+
+    def _look(self) -> None:
+        """Take note of what the network says of slices that are as they should be."""
+        self.network.eval()
+        self._token = self._network_token()
+        self._residual = self._measure_residual()
+
+    def _train(self) -> Iterator[Event]:
         if not self.config.iterations:
             return
         runs = self._runs()
@@ -608,7 +653,7 @@ class Flow:
 
     # -- carrying labels ----------------------------------------------------------------------------------------------
 
-    def _carried(self, gap: Gap) -> Iterator[tuple[int, "NDArray[np.float32] | None"]]:
+    def carried(self, gap: Gap) -> Iterator[tuple[int, "NDArray[np.float32] | None"]]:
         """Yield the class probabilities of the slices of a gap; None for one that is only on its way."""
         lower, upper = gap.lower, gap.upper
         if lower is None or upper is None:
@@ -771,11 +816,11 @@ class Flow:
         found: list[HeldOut] = []
         for number, gap in enumerate(chosen, 1):
             held_out = next(i for i in self.context.annotated(gap.volume) if i in gap.slices)
-            for index, probability in self._carried(gap):
+            for index, probability in self.carried(gap):
                 if index == held_out and probability is not None:
                     found.append(self._judged(Slot(gap.volume, index), probability, gap))
                 if probability is None or self.config.sides == "nearest":
-                    yield Progress("calibrate", number, len(chosen), self._name(gap, index))
+                    yield Progress("calibrate", number, len(chosen), self.name(gap, index))
                 if self.context.stop():
                     return
         if found:

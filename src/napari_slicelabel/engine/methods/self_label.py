@@ -25,6 +25,7 @@ from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
 from napari_slicelabel.engine.fit import FitConfig, Trainer, check_loss
 from napari_slicelabel.engine.losses import IGNORE
+from napari_slicelabel.engine.methods.flow import FlowConfig, between
 from napari_slicelabel.engine.networks import ANDERSON, OUTPUT_STRIDE, PLAIN, NetworkConfig, SliceNetwork, describe
 from napari_slicelabel.engine.pieces import Piece
 from napari_slicelabel.engine.planes import PlaneReader
@@ -109,10 +110,10 @@ class SelfLabelConfig(MethodConfig):
         description="Whether the network sees the shapes of the neighbouring annotated slices; auto: for the classes"
         " whose place in one annotated slice tells where they are in the next.",
     )
-    interpolation: Literal["off", "distance"] = Field(
+    interpolation: Literal["off", "distance", "flow"] = Field(
         "off",
         description="Weak labels to begin with, between complete slices (mask interpolation of S3); distance: by signed"
-        " distance. Not for thin structures.",
+        " distance, not for thin structures; flow: by correspondence.",
     )
     iterations: int = Field(
         320, ge=1, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps before the first round."
@@ -308,6 +309,8 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfLabelConfig) -> Work
     if config.calibrate == "auto" and annotated >= LEAST_FOR_CALIBRATION:
         steps += _FOLDS * config.fold_iterations
         predictions += annotated
+    if config.interpolation == "flow":
+        steps += flow_config(config).iterations
     if config.shapes != "off":
         # at most: not where no class turns out to have a place
         steps += config.transfer_iterations
@@ -324,6 +327,12 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfLabelConfig) -> Work
         prediction_s=wide * pixels / 1e6 * predict_s,
         memory_bytes=int(400 * 2**20 + pool + crops * wide * 2000),
     )
+
+
+def flow_config(config: SelfLabelConfig) -> FlowConfig:
+    """Return how correspondence flow interpolates for a run with `config`."""
+    names = ("axis", "range", "stops", "volumes", "seed", "device")
+    return FlowConfig(**{name: getattr(config, name) for name in names})
 
 
 def accepted(labelled: Labelled, config: SelfLabelConfig) -> "NDArray[np.uint8]":
@@ -494,6 +503,9 @@ class SelfLabelling:
         if done >= 0:
             trainer.load_state(tensors)
         else:
+            yield from self._carry_between()
+            if self.context.stop():
+                return
             pool = self._pool((), between=self._between())
             yield from self._train(trainer, pool, self.config.iterations, "fit")
             done = 0
@@ -808,7 +820,8 @@ class SelfLabelling:
 
     def _between(self, without: Sequence[Slot] = ()) -> list[Slot]:
         """Return the slices that lie between two complete ones, where weak labels are wanted there."""
-        if self.config.interpolation == "off":
+        if self.config.interpolation == "off" or (without and self.config.interpolation == "flow"):
+            # what flow carried knows the slices that are held out
             return []
         return [
             slot
@@ -826,11 +839,29 @@ class SelfLabelling:
         left_out = self._left_out(slot, without)
         return Plane(
             PlaneReader(self.context.volume(slot.volume), self.context.axis, network).read_whole(slot.index),
-            self.complete[slot.volume].labels_between(slot.index, left_out),
+            self._labels_between(slot, left_out),
             self.config.pseudo_weight,
             human=False,
             around=self._around(network, slot, self.shapes, left_out),
         )
+
+    def _labels_between(self, slot: Slot, left_out: Collection[int]) -> "NDArray[np.uint8]":
+        if self.config.interpolation == "flow":
+            return self.context.read_accepted(slot.volume, slot.index)
+        return self.complete[slot.volume].labels_between(slot.index, left_out)
+
+    def _carry_between(self) -> Iterator[Event]:
+        """Have correspondence flow label what lies between complete slices; rounds replace it by their own labels."""
+        if self.config.interpolation != "flow":
+            return
+        wanted = set(self._between())
+        for found in between(self.context, flow_config(self.config)) if wanted else ():
+            if isinstance(found, tuple):
+                slot, channels = found
+                if slot in wanted:
+                    self.context.write_accepted(slot.volume, slot.index, channels)
+            else:
+                yield found
 
     def _machine_plane(self, network: NetworkConfig, slot: Slot, *, student: bool) -> Plane:
         if student:
