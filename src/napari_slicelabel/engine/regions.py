@@ -5,7 +5,7 @@ all directions): a `Region` grows from boxes, and a slice is a box that fills it
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -13,9 +13,12 @@ import numpy as np
 from scipy import ndimage
 
 from napari_slicelabel.data.boxes import AXES, Axis, Box, SliceRef
+from napari_slicelabel.data.classes import PAINTED_BACKGROUND
+from napari_slicelabel.engine.blocks import along
 from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.pieces import Piece
+from napari_slicelabel.engine.shapes import Shapes, positional_classes
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
@@ -340,11 +343,6 @@ class Known:
         """Return the pseudo-labels of a slice, as channel numbers, shape (h, w); 255 = none."""
         return self.context.read_accepted(slot.volume, slot.index)
 
-    def any_other_axis(self, volume: str) -> bool:
-        """Return whether slices along another axis than that of the run are annotated."""
-        annotation = self.context.annotation(volume)
-        return any(annotation.annotated(axis) for axis in AXES if axis != self.context.axis)
-
     def check_classes(self) -> None:
         """Refuse classes that no annotated slice shows.
 
@@ -370,6 +368,66 @@ class Known:
         """Return how many pixels of a class an annotated slice shows, on average."""
         areas = [np.count_nonzero((target > 0) & (target != IGNORE)) for target in map(self.human, self.human_slots())]
         return float(np.mean(areas))
+
+    def human_block(self, volume: str, box: Box) -> "NDArray[np.uint8]":
+        """Return what a human painted in a box (d, h, w), the axis of the run first, as channel numbers; 255 = unknown.
+
+        Complete slices of other axes count as well.
+        """
+        annotation, axis = self.context.annotation(volume), self.context.axis
+        place = along(axis, box)
+        labels = annotation.read(place)
+        known = labels != 0
+        for number, other in enumerate(AXES):
+            first, last = place.start[number], place.stop[number]
+            inside = [index - first for index in annotation.complete(other) if first <= index < last]
+            np.moveaxis(known, number, 0)[inside] = True
+        target = self.channel[np.where(labels == PAINTED_BACKGROUND, 0, labels)]
+        return np.moveaxis(np.where(known, target, np.uint8(IGNORE)), AXES.index(axis), 0)
+
+    def pseudo_block(self, volume: str, box: Box) -> "NDArray[np.uint8]":
+        """Return the pseudo-labels of a box (d, h, w), the axis of the run first, as channel numbers; 255 = none."""
+        axis = self.context.axis
+        return np.moveaxis(self.context.read_accepted_box(volume, along(axis, box)), AXES.index(axis), 0)
+
+    def shapes(self, classes: tuple[int, ...], without: Collection[Slot] = ()) -> dict[str, Shapes]:
+        """Return the shapes of some classes in the annotated slices of every source, but for some slices."""
+        return {name: self._shapes_of(name, classes, without) for name in self.sources}
+
+    def _shapes_of(self, name: str, classes: tuple[int, ...], without: Collection[Slot]) -> Shapes:
+        annotation, axis = self.context.annotation(name), self.context.axis
+        spacing = dict(zip(AXES, self.context.volume(name).voxel_size, strict=True))
+        del spacing[axis]
+        height, width = spacing.values()
+        # a shape needs an outside: slices in which something is unknown are no anchors
+        anchors = [
+            index
+            for index in self.context.annotated(name)
+            if Slot(name, index) not in without and annotation.supervision(SliceRef(axis, index)).known.all()
+        ]
+        return Shapes(
+            anchors, lambda index: annotation.supervision(SliceRef(axis, index)).target, classes, (height, width)
+        )
+
+    def shape_classes(
+        self, sources: Mapping[str, Shapes], setting: Literal["auto", "on", "off"], seed: int
+    ) -> tuple[int, ...]:
+        """Return the classes whose shapes a network sees: all, none, or those whose place tells something.
+
+        Parameters
+        ----------
+        sources : mapping of str to Shapes
+            Of every volume, over all classes.
+        setting : {"auto", "on", "off"}
+            See `positional_classes` for auto. Without two complete slices in a volume there are no shapes to see.
+        seed : int
+            Of the pixels that are looked at.
+        """
+        if setting == "off" or not any(len(source.anchors) > 1 for source in sources.values()):
+            return ()
+        if setting == "on":
+            return self.context.class_ids
+        return positional_classes(list(sources.values()), np.random.default_rng(seed))
 
     def beyond(self, slot: Slot) -> frozenset[int]:
         """Return the annotated slices that lie behind a stop slice."""

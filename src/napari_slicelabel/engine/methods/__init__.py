@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from napari_slicelabel.engine.config import MethodConfig
-from napari_slicelabel.engine.methods import flow, interpolate, self_label
+from napari_slicelabel.engine.methods import flow, gradual, interpolate, self_label
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,6 +61,13 @@ _ALL = (
         config=self_label.SelfLabelConfig,
         propagate=self_label.propagate,
         work=self_label.work,
+    ),
+    Method(
+        name=gradual.NAME,
+        title="3D gradual learning: a 3D network learns from regions that grow around what was painted",
+        config=gradual.GradualConfig,
+        propagate=gradual.propagate,
+        work=gradual.work,
     ),
 )
 

@@ -16,9 +16,16 @@ import numpy as np
 from pydantic import Field, JsonValue
 from torch import Tensor
 
-from napari_slicelabel.data.boxes import AXES, SliceRef
 from napari_slicelabel.engine.augment import NO_AUGMENTATION, Augmentation
-from napari_slicelabel.engine.confidence import Calibration, HeldOut, Labelled, calibrate, label, true_dice
+from napari_slicelabel.engine.confidence import (
+    Calibration,
+    HeldOut,
+    Labelled,
+    calibrate,
+    label,
+    sample_known,
+    true_dice,
+)
 from napari_slicelabel.engine.config import MethodConfig
 from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.devices import resolve_device
@@ -30,7 +37,7 @@ from napari_slicelabel.engine.planes import PlaneReader
 from napari_slicelabel.engine.predict import predict_bands, with_smaller_tiles
 from napari_slicelabel.engine.regions import Known, Rule, accepted, front_rounds
 from napari_slicelabel.engine.sampling import Plane, PlanePool, SamplingConfig
-from napari_slicelabel.engine.shapes import Shapes, positional_classes
+from napari_slicelabel.engine.shapes import Shapes
 from napari_slicelabel.engine.work import Stack, Work
 
 if TYPE_CHECKING:
@@ -46,8 +53,6 @@ LEAST_FOR_CALIBRATION = 3
 _FOLDS = 2
 _METRIC_EVERY = 10
 _SAVE_EVERY_S = 30.0
-# Held-out pixels kept per slice for the temperature.
-_CALIBRATION_PIXELS = 200_000
 
 # Of 1e6 pixels: on two CPU cores as measured with the default network, on a GPU as guessed. For the plan.
 _TRAIN_S, _PREDICT_S = 2.6, 0.9
@@ -306,8 +311,8 @@ class SelfLabelling:
         self.sources = self.known.sources
         image_channels = context.image_channels()
         self.known.check_classes()
-        self.complete = self._shapes(context.class_ids)
-        shape_classes = self._shape_classes(list(self.complete.values()))
+        self.complete = self.known.shapes(context.class_ids)
+        shape_classes = self.known.shape_classes(self.complete, config.shapes, config.seed)
         flips = self._flips(shape_classes)
         self.network = NetworkConfig(
             encoder=config.encoder,
@@ -323,7 +328,7 @@ class SelfLabelling:
             shape_classes=shape_classes,
             mirror=config.mirror == "on" or (config.mirror == "auto" and flips and config.augment == "on"),
         )
-        self.shapes = self._shapes(shape_classes)
+        self.shapes = self.known.shapes(shape_classes)
         self.sampling = self._sampling_config(flips=flips)
         self.usual_area = self.known.usual_area()
         self.rounds = self._rounds()
@@ -335,29 +340,6 @@ class SelfLabelling:
             return {"1": 1, "3": 3, "5": 5}[self.config.in_slices]  # type: ignore[return-value]
         ratios = [self.context.volume(name).anisotropy(self.context.axis) for name in self.sources]
         return 3 if max(ratios) <= MOST_ANISOTROPIC else 1
-
-    def _shapes(self, classes: tuple[int, ...]) -> dict[str, Shapes]:
-        return {name: self._shapes_of(name, classes) for name in self.sources}
-
-    def _shapes_of(self, name: str, classes: tuple[int, ...]) -> Shapes:
-        annotation, axis = self.context.annotation(name), self.context.axis
-        spacing = dict(zip(AXES, self.context.volume(name).voxel_size, strict=True))
-        del spacing[axis]
-        height, width = spacing.values()
-        # a shape needs an outside: slices in which something is unknown are no anchors
-        anchors = [
-            index for index in self.context.annotated(name) if annotation.supervision(SliceRef(axis, index)).known.all()
-        ]
-        return Shapes(
-            anchors, lambda index: annotation.supervision(SliceRef(axis, index)).target, classes, (height, width)
-        )
-
-    def _shape_classes(self, sources: Sequence[Shapes]) -> tuple[int, ...]:
-        if self.config.shapes == "off" or not any(len(source.anchors) > 1 for source in sources):
-            return ()
-        if self.config.shapes == "on":
-            return self.context.class_ids
-        return positional_classes(sources, np.random.default_rng(self.config.seed))
 
     def _flips(self, shape_classes: tuple[int, ...]) -> bool:
         if self.config.flips != "auto":
@@ -452,7 +434,7 @@ class SelfLabelling:
         if isinstance(kept, list) and kept != list(self.network.shape_classes):
             classes = tuple(value for value in kept if isinstance(value, int))
             self.network = self.network.model_copy(update={"shape_classes": classes})
-            self.shapes = self._shapes(classes)
+            self.shapes = self.known.shapes(classes)
 
     def _total_steps(self) -> int:
         return self.config.iterations + len(self.rounds) * self.config.round_iterations
@@ -595,11 +577,7 @@ class SelfLabelling:
 
     def _judge(self, network: SliceNetwork, slot: Slot, held_out: Sequence[Slot]) -> HeldOut:
         target = self.known.human(slot)
-        known = np.flatnonzero(target != IGNORE)
-        if len(known) > _CALIBRATION_PIXELS:
-            known = np.sort(self.context.rng.choice(known, _CALIBRATION_PIXELS, replace=False))
-        picked = np.zeros(target.shape, bool)
-        picked.ravel()[known] = True
+        picked = sample_known(target, self.context.rng)
         read = self._reader(network, slot, self.shapes, self._left_out(slot, held_out))
 
         def work(tile: int) -> "NDArray[np.float32]":
