@@ -65,11 +65,17 @@ TINY_VOLUME: dict[str, object] = {
     "crop_px": 32,
     "crop_depth": 8,
 }
+TINY_META: dict[str, object] = {
+    **dict.fromkeys(("plane_iterations", "random_iterations", "nearest_iterations"), 2),
+    "width": 8,
+    "plane_batch": 2,
+}
 CASES = (
     Case("flow", TINY_FLOW, chains=True),
     Case("gradual-3d", {**TINY_VOLUME, "round_iterations": 2, "rounds": 2, "churn": 0.0}),
     Case("interpolate", cancels=30, kills=6, resumes_exactly=True),
     Case("self-label", TINY_NETWORK),
+    Case("self-train", {**TINY_VOLUME, **TINY_META}),
 )
 
 

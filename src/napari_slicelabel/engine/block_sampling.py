@@ -39,8 +39,9 @@ class Block:
         Where, (d, h, w).
     image : ndarray of shape (c, d, h, w), float16
         Intensities, coordinates, and whatever else is given for the whole volume.
-    target : ndarray of shape (d, h, w), uint8
-        Output channel numbers; 255 = unknown.
+    targets : ndarray of shape (n, d, h, w), uint8
+        Output channel numbers; 255 = unknown. Several where there are several sets of pseudo-labels to choose from;
+        what a human painted is the same in all.
     human : ndarray of shape (d, h, w), bool
         Where a human painted it.
     """
@@ -48,13 +49,13 @@ class Block:
     volume: str
     box: Box
     image: "NDArray[np.float16]"
-    target: "NDArray[np.uint8]"
+    targets: "NDArray[np.uint8]"
     human: "NDArray[np.bool_]"
 
     @property
     def nbytes(self) -> int:
         """Bytes in memory."""
-        return self.image.nbytes + self.target.nbytes + self.human.nbytes
+        return self.image.nbytes + self.targets.nbytes + self.human.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +149,8 @@ class BlockPool:
             kept.append(block)
             if sum(other.nbytes for other in kept) > budget_bytes:
                 break
-        self._human = _Places([(block, block.human & (block.target != IGNORE)) for block in kept], rng)
-        self._machine = _Places([(block, ~block.human & (block.target != IGNORE)) for block in kept], rng)
+        self._human = _Places([(block, block.human & (block.targets[0] != IGNORE)) for block in kept], rng)
+        self._machine = _Places([(block, ~block.human & (block.targets[0] != IGNORE)) for block in kept], rng)
 
     @property
     def crop(self) -> tuple[int, int, int]:
@@ -157,13 +158,13 @@ class BlockPool:
         return self.config.crop
 
     def draw(self, count: int) -> Batch:
-        """Return a new batch of `count` crops on the device."""
+        """Return a new batch of `count` crops on the device; with n > 1 sets its target is (b, n, d, h, w)."""
         rng, config = self._rng, self.config
         depth, height, width = config.crop
         crops = [self._cut() for _ in range(count)]
         x = torch.stack([torch.from_numpy(image) for image, _, _ in crops]).to(self._device).float()
         # uint8 wraps round: 255, unknown, becomes 0, which is what grid_sample gives outside the window
-        shifted = torch.stack([torch.from_numpy(target + np.uint8(1)) for _, target, _ in crops]).to(self._device)
+        shifted = torch.stack([torch.from_numpy(targets + np.uint8(1)) for _, targets, _ in crops]).to(self._device)
         human = torch.stack([torch.from_numpy(human) for _, _, human in crops]).to(self._device)
         centres = np.full((count, 2), [size / 2 for size in self._window[1:]])
         grids = random_grids(config.augmentation, (height, width), self._window[1:], centres, rng).to(self._device)
@@ -176,17 +177,17 @@ class BlockPool:
             return flat.view(count, -1, depth, height, width)
 
         x = warped(x, "bilinear", "border")
-        labels = warped(torch.stack([shifted, human], 1).float(), "nearest", "zeros")
-        target = labels[:, 0].to(torch.uint8) - 1
-        weight = torch.where(labels[:, 1] > 0, 1.0, config.pseudo_weight)
+        labels = warped(torch.cat([shifted, human[:, None]], 1).float(), "nearest", "zeros")
+        targets = labels[:, :-1].to(torch.uint8) - 1
+        weight = torch.where(labels[:, -1] > 0, 1.0, config.pseudo_weight)
         if config.augmentation.flips and rng.random() < 0.5:
-            x, target, weight = x.flip(2), target.flip(1), weight.flip(1)
+            x, targets, weight = x.flip(2), targets.flip(2), weight.flip(1)
         images = x[:, : self._image_channels]
         varied = vary_intensity(images.flatten(1, 2), config.augmentation, rng).view_as(images)
-        return Batch(torch.cat([varied, x[:, self._image_channels :]], 1), target, weight)
+        return Batch(torch.cat([varied, x[:, self._image_channels :]], 1), targets.squeeze(1), weight)
 
     def _cut(self) -> "tuple[NDArray[np.float16], NDArray[np.uint8], NDArray[np.bool_]]":
-        """Return a window around a place that is drawn: input (c, ...), target and who painted it."""
+        """Return a window around a place that is drawn: input (c, ...), targets (n, ...) and who painted it."""
         rng, config = self._rng, self.config
         use_human = not self._machine or (bool(self._human) and rng.random() < config.human)
         block, place = (self._human if use_human else self._machine).draw(config.foreground)
@@ -199,7 +200,7 @@ class BlockPool:
         inside = window.clip(block.box.shape)
         pads = [(b - a, d - c) for a, b, c, d in zip(window.start, inside.start, inside.stop, window.stop, strict=True)]
         image = block.image[:, *inside.slices]
-        target, human = block.target[inside.slices], block.human[inside.slices]
+        targets, human = block.targets[:, *inside.slices], block.human[inside.slices]
         if self._shapes.classes:
             box = Box(
                 *(
@@ -211,13 +212,13 @@ class BlockPool:
             shape, told = self._shape(block.volume, box, index if use_human else None)
             image = np.concatenate([image, shape])
             # a slice whose own shape the network is shown teaches nothing
-            target = target.copy()
-            target[[plane - box.start[0] for plane in told]] = IGNORE
+            targets = targets.copy()
+            targets[:, [plane - box.start[0] for plane in told]] = IGNORE
         if any(pad != (0, 0) for pad in pads):
             image = np.pad(image, [(0, 0), *pads], mode="edge")
-            target = np.pad(target, pads, constant_values=IGNORE)
+            targets = np.pad(targets, [(0, 0), *pads], constant_values=IGNORE)
             human = np.pad(human, pads)
-        return np.ascontiguousarray(image), np.ascontiguousarray(target), np.ascontiguousarray(human)
+        return np.ascontiguousarray(image), np.ascontiguousarray(targets), np.ascontiguousarray(human)
 
     def _shape(self, volume: str, box: Box, index: int | None) -> "tuple[NDArray[np.float16], list[int]]":
         """Return the shapes that a crop is shown, and the slices that give themselves away by them."""
@@ -245,7 +246,7 @@ class _Places:
             if not len(flat):
                 continue
             self._all.append((block, self._some(flat)))
-            channels = block.target.ravel()[flat]
+            channels = block.targets[0].ravel()[flat]
             for channel in np.unique(channels):
                 if channel:
                     places = self._some(flat[channels == channel])
@@ -262,7 +263,7 @@ class _Places:
             channels = sorted(self._by_channel)
             choices = self._by_channel[channels[int(rng.integers(len(channels)))]]
         block, places = choices[int(rng.integers(len(choices)))]
-        return block, np.array(np.unravel_index(places[int(rng.integers(len(places)))], block.target.shape))
+        return block, np.array(np.unravel_index(places[int(rng.integers(len(places)))], block.human.shape))
 
     def _some(self, flat: "NDArray[np.int64]") -> "NDArray[np.int64]":
         if len(flat) <= _MOST_POSITIONS:

@@ -1,7 +1,7 @@
 """Volumes as 3D networks see them: blocks with the axis of the run first, and predictions from overlapping tiles."""
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _ONE = 4096
 _BAND_ROWS = 256
 _SMALLEST_TILE_PX = 32
+_LEAST_DEPTH = 4
 _OVERLAP = 0.25
 _MIRRORS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 
@@ -348,7 +349,11 @@ def predict_block(
     return probability
 
 
-def padded_size(size: tuple[int, ...], stride: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Return the sizes rounded up to multiples of a stride."""
+def crop_size(size: Sequence[int], stride: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the size of crops to train on: multiples of a stride, with at least 4 features along the depth.
+
+    torch 2.15 computes the weight gradient of 3x3x3 convolutions in bfloat16 on CPUs wrongly (also as NaN) where the
+    depth is 2.
+    """
     d, h, w = (math.ceil(n / s) * s for n, s in zip(size, stride, strict=True))
-    return d, h, w
+    return max(d, _LEAST_DEPTH * stride[0]), h, w

@@ -61,16 +61,16 @@ class DenseVoxNet(nn.Module):
         self.transition = _unit(len(self.in_channels) * (_STEM + units * GROWTH), _FIRST, 1)
         self.pool = nn.MaxPool3d(2)
         self.block = DenseBlock(_FIRST, UNITS)
-        self.bottom = nn.Sequential(nn.BatchNorm3d(_SECOND), nn.ReLU(inplace=True), nn.Conv3d(_SECOND, _SECOND, 1))
+        self.bottom = nn.Sequential(nn.BatchNorm3d(_SECOND), nn.ReLU(), nn.Conv3d(_SECOND, _SECOND, 1))
         self.up = nn.Sequential(
             nn.BatchNorm3d(_SECOND),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             nn.ConvTranspose3d(_SECOND, 128, 4, stride=2, padding=1),
             nn.BatchNorm3d(128),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
             nn.ConvTranspose3d(128, 64, 4, stride=2, padding=1),
             nn.BatchNorm3d(64),
-            nn.ReLU(inplace=True),
+            nn.ReLU(),
         )
         self.classifier = nn.Conv3d(64, out_channels, 1)
         self.auxiliary = nn.Conv3d(_FIRST, out_channels, 1)
@@ -106,7 +106,7 @@ class DenseVoxNet(nn.Module):
 def _unit(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
     return nn.Sequential(
         nn.BatchNorm3d(in_channels),
-        nn.ReLU(inplace=False),
+        nn.ReLU(),
         nn.Conv3d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False),
-        nn.Dropout3d(DROPOUT),
+        nn.Dropout(DROPOUT),
     )

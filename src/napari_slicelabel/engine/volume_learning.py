@@ -12,7 +12,7 @@ from pydantic import Field, JsonValue
 from napari_slicelabel.data.boxes import Box
 from napari_slicelabel.engine.augment import NO_AUGMENTATION, Augmentation
 from napari_slicelabel.engine.block_sampling import Block, BlockPool, BlockSampling, ShapesOf, block_boxes
-from napari_slicelabel.engine.blocks import BlockPredictor, BlockReader, ShapeBlocks, padded_size
+from napari_slicelabel.engine.blocks import BlockPredictor, BlockReader, ShapeBlocks, crop_size
 from napari_slicelabel.engine.confidence import (
     Calibration,
     HeldOut,
@@ -120,7 +120,9 @@ class VolumeLearningConfig(MethodConfig):
     )
     augment: Literal["on", "off"] = Field("on", description="Vary crops in geometry and intensity.")
     flips: Literal["auto", "on", "off"] = Field(
-        "auto", description="Mirror and rotate crops; auto: where most classes have no fixed place."
+        "auto",
+        description="Mirror crops and rotate them by 90 degrees, and predict the mean over four mirror images; auto:"
+        " with augment, where most classes have no fixed place.",
     )
     calibrate: Literal["auto", "off"] = Field(
         "auto", description="Calibrate confidence on held-out annotated slices where there are at least 3."
@@ -188,7 +190,7 @@ class VolumeLearner:
         complete = self.known.shapes(context.class_ids)
         shape_classes = self.known.shape_classes(complete, config.shapes, config.seed)
         flips = config.flips == "on"
-        if config.flips == "auto":
+        if config.flips == "auto" and config.augment == "on":
             places = shape_classes or self.known.shape_classes(complete, "auto", config.seed)
             flips = 2 * len(places) < len(context.class_ids)
         self.network = self._network(shape_classes, flips=flips)
@@ -199,7 +201,7 @@ class VolumeLearner:
             pseudo_weight=config.pseudo_weight,
             shape_mix=(config.shape_mix_low, config.shape_mix_high),
             shape_dropout=config.shape_dropout,
-            augmentation=replace(Augmentation(), flips=flips) if config.augment == "on" else NO_AUGMENTATION,
+            augmentation=replace(Augmentation() if config.augment == "on" else NO_AUGMENTATION, flips=flips),
         )
         self._shape_blocks: dict[str, ShapeBlocks] = {}
 
@@ -221,10 +223,10 @@ class VolumeLearner:
             coordinates=config.coordinates == "on",
             classes=context.class_ids,
             shape_classes=shape_classes,
-            mirror=flips and config.augment == "on",
+            mirror=flips,
             tile=(1, 1, 1),
         )
-        return made.model_copy(update={"tile": padded_size(size, made.stride)})
+        return made.model_copy(update={"tile": crop_size(size, made.stride)})
 
     # -- what the network sees ----------------------------------------------------------------------------------------
 
@@ -295,12 +297,12 @@ class VolumeLearner:
                 name, box = read[number]
                 target, human = self._labels(name, box, pseudo=pseudo, without=without)
                 if human.any():
-                    yield Block(name, box, self.reader(name).read(box), target, human)
+                    yield Block(name, box, self.reader(name).read(box), target[None], human)
                 elif (target != IGNORE).any():
                     later.append((name, box))
             for name, box in later:
                 target, human = self._labels(name, box, pseudo=pseudo, without=without)
-                yield Block(name, box, self.reader(name).read(box), target, human)
+                yield Block(name, box, self.reader(name).read(box), target[None], human)
 
         return BlockPool(
             blocks(),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from napari_slicelabel.engine.config import MethodConfig
-from napari_slicelabel.engine.methods import flow, gradual, interpolate, self_label
+from napari_slicelabel.engine.methods import flow, gradual, interpolate, self_label, self_train
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,6 +68,13 @@ _ALL = (
         config=gradual.GradualConfig,
         propagate=gradual.propagate,
         work=gradual.work,
+    ),
+    Method(
+        name=self_train.NAME,
+        title="Self-training: labels of a 2D network along three axes and of a 3D one, weighed up by a third network",
+        config=self_train.SelfTrainConfig,
+        propagate=self_train.propagate,
+        work=self_train.work,
     ),
 )
 
