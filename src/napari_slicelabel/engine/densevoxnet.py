@@ -34,10 +34,10 @@ class DenseBlock(nn.Module):
 class DenseVoxNet(nn.Module):
     """A dense network for volumes with one stem per input.
 
-    With one input, after the released prototxt (yulequan/HeartSeg): convolution 3³ with stride 2 to 16 channels; dense
-    block of 12 units, growth 12, to 160; transition (1³ convolution to 160, max-pooling); dense block to 304; 1³
-    convolution to 304; transposed convolutions 4³ with stride 2 to 128 and to 64; 1³ convolution to the classes. The
-    auxiliary classifier sees the transition.
+    With one input, as in the released ``DenseVoxNet/deploy.prototxt`` (yulequan/HeartSeg): convolution 3³ with stride 2
+    to 16 channels; dense block of 12 units, growth 12, to 160; transition (1³ convolution to 160, max-pooling); dense
+    block to 304; 1³ convolution to 304; transposed convolutions 4³ with stride 2 to 128 and to 64, each with a ReLU; 1³
+    convolution to the classes. The auxiliary classifier sees the transition.
 
     With two inputs (S5, Zheng et al., AAAI 2020; their figure could not be had, so this is our reading): each has its
     own stem and its own dense block of 6 units, to 88 channels; both are concatenated in front of the transition.
@@ -61,15 +61,11 @@ class DenseVoxNet(nn.Module):
         self.transition = _unit(len(self.in_channels) * (_STEM + units * GROWTH), _FIRST, 1)
         self.pool = nn.MaxPool3d(2)
         self.block = DenseBlock(_FIRST, UNITS)
-        self.bottom = nn.Sequential(nn.BatchNorm3d(_SECOND), nn.ReLU(), nn.Conv3d(_SECOND, _SECOND, 1))
+        self.bottom = nn.Sequential(nn.BatchNorm3d(_SECOND), nn.ReLU(), nn.Conv3d(_SECOND, _SECOND, 1, bias=False))
         self.up = nn.Sequential(
-            nn.BatchNorm3d(_SECOND),
-            nn.ReLU(),
             nn.ConvTranspose3d(_SECOND, 128, 4, stride=2, padding=1),
-            nn.BatchNorm3d(128),
             nn.ReLU(),
             nn.ConvTranspose3d(128, 64, 4, stride=2, padding=1),
-            nn.BatchNorm3d(64),
             nn.ReLU(),
         )
         self.classifier = nn.Conv3d(64, out_channels, 1)
