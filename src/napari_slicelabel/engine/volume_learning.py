@@ -67,7 +67,7 @@ class VolumeLearningConfig(MethodConfig):
     width: int = Field(
         16, ge=4, le=64, multiple_of=4, json_schema_extra={"step": 4}, description="Channels of the first level."
     )
-    levels: int = Field(4, ge=2, le=6, json_schema_extra={"step": 1}, description="Resolutions of the network.")
+    levels: int = Field(4, ge=3, le=6, json_schema_extra={"step": 1}, description="Resolutions of the network.")
     coordinates: Literal["on", "off"] = Field("off", description="Whether the network sees where it is in the volume.")
     shapes: Literal["auto", "on", "off"] = Field(
         "auto",
