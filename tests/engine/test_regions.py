@@ -37,6 +37,14 @@ def test_seeds_fill_their_limits_together() -> None:
     assert not Region(halves[:1], (1, 1, 1)).is_full(1)
 
 
+def test_the_furthest_corner_counts() -> None:
+    seeds = (Seed(Box((9, 3, 3), (10, 4, 4)), WHOLE), Seed(Box((4, 0, 7), (5, 1, 8)), WHOLE))
+    region = Region(seeds, (1, 1, 1))
+    needed = region.rounds_to_fill()
+    masks = [np.stack([region.inside(index, (8, 8), rounds) for index in range(12)]) for rounds in range(needed + 1)]
+    assert [bool(mask.all()) for mask in masks] == [False] * needed + [True]
+
+
 @given(
     annotated=st.sets(st.integers(0, 19), min_size=1, max_size=4),
     step=st.integers(1, 5),

@@ -72,7 +72,23 @@ class Region:
 
     def planes(self, rounds: int) -> frozenset[int]:
         """Return the planes of which something is in the region after `rounds` rounds."""
-        return frozenset(index for box in self.boxes(rounds) for index in range(box.start[0], box.stop[0]))
+        return frozenset(np.flatnonzero(self.first_rounds() <= rounds).tolist())
+
+    def first_rounds(self) -> "NDArray[np.float64]":
+        """Return of each plane, up to the last one of the limits, after how many rounds something of it is inside.
+
+        Returns
+        -------
+        ndarray of shape (planes,), float64
+            0 for the planes of seeds; infinite for those that are never reached.
+        """
+        found = np.full(max(seed.limits.stop[0] for seed in self.seeds), np.inf)
+        for seed in self.seeds:
+            start, stop = seed.limits.start[0], seed.limits.stop[0]
+            planes = np.arange(start, stop)
+            gap = np.maximum(seed.box.start[0] - planes, planes - (seed.box.stop[0] - 1)).clip(min=0)
+            np.minimum(found[start:stop], np.ceil(gap / self.step[0]), out=found[start:stop])
+        return found
 
     def inside(self, index: int, shape: tuple[int, int], rounds: int) -> "NDArray[np.bool_]":
         """Return which pixels of a plane (h, w) are in the region after `rounds` rounds."""
@@ -88,15 +104,13 @@ class Region:
 
     def rounds_to_fill(self) -> int:
         """Return after how many rounds it is full."""
-        furthest = max(
-            (
-                max(b - c for b, c in zip(seed.box.start, seed.limits.start, strict=True)),
-                max(c - b for b, c in zip(seed.box.stop, seed.limits.stop, strict=True)),
-            )
+        most = max(
+            abs(edge - limit)
             for seed in self.seeds
+            for edges, limits in ((seed.box.start, seed.limits.start), (seed.box.stop, seed.limits.stop))
+            for edge, limit in zip(edges, limits, strict=True)
         )
-        most = max(1, max(furthest))
-        return next((count for count in range(most) if self.is_full(count)), most)
+        return next(count for count in range(most + 1) if self.is_full(count))
 
 
 def physical_step(step: int, spacing: Sequence[float]) -> tuple[int, int, int]:
@@ -252,9 +266,9 @@ def front_rounds(stack: Sequence[Piece], rounds: int, step: int) -> tuple[tuple[
     step = step or math.ceil(furthest / (rounds or furthest))
     region = Region(tuple(_fronts(stack)), (step, 0, 0))
     count = min(rounds or furthest, math.ceil(furthest / step))
-    reached = [region.planes(number) | region.planes(0) for number in range(count + 1)]
-    anchors = {anchor for piece in stack for anchor in piece.anchors}
-    return tuple(tuple(sorted(reached[number + 1] - reached[number] - anchors)) for number in range(count))
+    first = region.first_rounds()
+    first[[anchor for piece in stack for anchor in piece.anchors if anchor < len(first)]] = 0
+    return tuple(tuple(np.flatnonzero(first == number + 1).tolist()) for number in range(count))
 
 
 def _fronts(stack: Sequence[Piece]) -> Iterator[Seed]:
