@@ -57,7 +57,7 @@ class VolumeLearningConfig(MethodConfig):
     """Parameters of methods that train a 3D network."""
 
     iterations: int = Field(
-        200, ge=1, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps before the first round."
+        300, ge=1, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps of the 3D network."
     )
     network: Architecture = Field(
         "dynunet",
@@ -95,9 +95,9 @@ class VolumeLearningConfig(MethodConfig):
         128, ge=32, le=512, multiple_of=16, json_schema_extra={"step": 16}, description="Largest crop, in the slice."
     )
     crop_depth: int = Field(
-        16, ge=4, le=512, multiple_of=4, json_schema_extra={"step": 4}, description="Largest crop, in slices."
+        8, ge=4, le=512, multiple_of=4, json_schema_extra={"step": 4}, description="Largest crop, in slices."
     )
-    batch: int = Field(1, ge=1, le=64, json_schema_extra={"step": 1}, description="Crops per step.")
+    batch: int = Field(2, ge=1, le=64, json_schema_extra={"step": 1}, description="Crops per step.")
     foreground_share: float = Field(
         0.67, ge=0.0, le=1.0, json_schema_extra={"step": 0.01}, description="Share of crops centred on a class."
     )

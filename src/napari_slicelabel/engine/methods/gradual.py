@@ -91,6 +91,9 @@ class GradualConfig(VolumeLearningConfig):
     }
     SIMPLE: ClassVar = ("iterations", "rounds", "axis", "range", "device")
 
+    iterations: int = Field(
+        480, ge=1, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps before the first round."
+    )
     rounds: int = Field(
         3,
         ge=0,
@@ -107,7 +110,7 @@ class GradualConfig(VolumeLearningConfig):
         " from the rounds.",
     )
     round_iterations: int = Field(
-        30, ge=0, le=100_000, json_schema_extra={"step": 10}, description="Training steps per round."
+        40, ge=0, le=100_000, json_schema_extra={"step": 10}, description="Training steps per round."
     )
     accept: Rule = Field(
         "all",

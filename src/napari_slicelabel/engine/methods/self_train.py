@@ -461,7 +461,10 @@ class SelfTraining:
         config = self.config
         loss = MetaLoss(config.dice_weight, self.context.rng)
         fit = self.learner.fit(config.random_iterations + config.nearest_iterations)
-        trainer: Trainer[_Meta] = Trainer(self._meta(), fit, config.batch, self.context.device, loss)
+        # as many voxels in a step as the 3D network sees, although crops may have to be deeper
+        share = math.prod(self.learner.sampling.crop) / math.prod(self._meta_crop())
+        batch = max(1, round(config.batch * share))
+        trainer: Trainer[_Meta] = Trainer(self._meta(), fit, batch, self.context.device, loss)
         pool = self._meta_pool()
         yield from self.learner.train(trainer, pool, config.random_iterations, "meta-model, random sets")
         if self.context.stop():
@@ -607,6 +610,9 @@ class SelfTraining:
         image = network.in_channels - len(network.shape_classes)
         return _Meta((image, channels + (self.config.variance == "on")), channels)
 
+    def _meta_crop(self) -> tuple[int, int, int]:
+        return crop_size(self.learner.sampling.crop, _META_STRIDE)
+
     def _meta_input(self, name: str, box: Box) -> "NDArray[np.float16]":
         return np.concatenate([self.learner.reader(name).read(box), self._averaged(name, box)])
 
@@ -627,7 +633,7 @@ class SelfTraining:
                 targets = np.where(human, painted, self._read_sets("labels", name, box))
                 yield Block(name, box, self._meta_input(name, box), targets, human)
 
-        sampling = replace(learner.sampling, crop=crop_size(learner.sampling.crop, _META_STRIDE))
+        sampling = replace(learner.sampling, crop=self._meta_crop())
         return BlockPool(
             blocks(),
             learner.network.image_channels,
@@ -644,7 +650,7 @@ class SelfTraining:
             lambda box: self._meta_input(name, box),
             self.learner.reader(name).shape,
             1 + len(self.planes.classes),
-            tile=crop_size(self.learner.sampling.crop, _META_STRIDE),
+            tile=self._meta_crop(),
             stride=_META_STRIDE,
             device=self.context.device,
             scratch=self.context.folder / f".sums.{name}.part.zarr",
