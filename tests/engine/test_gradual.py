@@ -36,6 +36,7 @@ TINY: dict[str, object] = {
     "levels": 3,
     "crop_px": 32,
     "crop_depth": 8,
+    "batch": 1,
     "calibrate": "off",
 }
 

@@ -64,6 +64,7 @@ TINY_VOLUME: dict[str, object] = {
     "levels": 3,
     "crop_px": 32,
     "crop_depth": 8,
+    "batch": 1,
 }
 TINY_META: dict[str, object] = {
     **dict.fromkeys(("plane_iterations", "random_iterations", "nearest_iterations"), 2),

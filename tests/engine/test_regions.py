@@ -37,6 +37,14 @@ def test_seeds_fill_their_limits_together() -> None:
     assert not Region(halves[:1], (1, 1, 1)).is_full(1)
 
 
+def test_where_nothing_is_known_nothing_grows() -> None:
+    (piece,) = pieces(range(12), [3])
+    assert find_seeds(piece, lambda _: np.zeros((8, 8), bool), (8, 8)) == ()
+    region = Region((), physical_step(smallest_step((), (1, 1, 1), 3), (1, 1, 1)))
+    assert region.rounds_to_fill() == 0
+    assert region.planes(5) == frozenset()
+
+
 def test_the_furthest_corner_counts() -> None:
     seeds = (Seed(Box((9, 3, 3), (10, 4, 4)), WHOLE), Seed(Box((4, 0, 7), (5, 1, 8)), WHOLE))
     region = Region(seeds, (1, 1, 1))

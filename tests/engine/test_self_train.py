@@ -34,6 +34,7 @@ TINY: dict[str, object] = {
     "levels": 3,
     "crop_px": 32,
     "crop_depth": 8,
+    "batch": 1,
     "plane_batch": 2,
     "calibrate": "off",
 }

@@ -82,7 +82,7 @@ class Region:
         ndarray of shape (planes,), float64
             0 for the planes of seeds; infinite for those that are never reached.
         """
-        found = np.full(max(seed.limits.stop[0] for seed in self.seeds), np.inf)
+        found = np.full(max((seed.limits.stop[0] for seed in self.seeds), default=0), np.inf)
         for seed in self.seeds:
             start, stop = seed.limits.start[0], seed.limits.stop[0]
             planes = np.arange(start, stop)
@@ -104,12 +104,13 @@ class Region:
 
     def rounds_to_fill(self) -> int:
         """Return after how many rounds it is full."""
-        most = max(
+        distances = (
             abs(edge - limit)
             for seed in self.seeds
             for edges, limits in ((seed.box.start, seed.limits.start), (seed.box.stop, seed.limits.stop))
             for edge, limit in zip(edges, limits, strict=True)
         )
+        most = max(distances, default=0)
         return next(count for count in range(most + 1) if self.is_full(count))
 
 
@@ -215,6 +216,8 @@ def _overlap(first: tuple[slice, ...], second: tuple[slice, ...]) -> bool:
 def _covers(boxes: Sequence[Box], wanted: Iterable[Box]) -> bool:
     """Return whether the union of boxes holds each of the wanted ones, on the grid that their corners span."""
     wanted = list(wanted)
+    if not wanted:
+        return True
     edges = [
         np.unique([edge for box in (*boxes, *wanted) for edge in (box.start[axis], box.stop[axis])])
         for axis in range(3)
