@@ -19,6 +19,7 @@ from napari_slicelabel.engine.methods import self_train
 from napari_slicelabel.engine.methods.self_train import MetaLoss, averaged, nearest_set, plane_axes
 from napari_slicelabel.engine.run import run
 from napari_slicelabel.engine.sampling import Batch
+from napari_slicelabel.engine.scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -170,3 +171,18 @@ def test_disagreement_lowers_confidence(make_project: Callable[..., Project]) ->
         found[consensus] = store.read(7)
     assert set(np.unique(found[1.0]).tolist()) <= {128, 191, 255}
     assert len(np.unique(found[0.0])) > 3
+
+
+def test_what_is_too_large_for_memory_gives_the_same_labels(
+    make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project({"a": ball()}, {"a": (4, 10)}, classes=("ball",))
+    found = []
+    for most in (2**30, 0):
+        monkeypatch.setattr(Scratch.__init__, "__kwdefaults__", {"most_in_memory": most})
+        events_of(project, shapes="on")
+        folder = project.run_folder(project.run_ids()[-1])
+        store = run_store(project, folder, "prediction", "a", "z")
+        found.append(np.stack([store.read(index) for index in range(20)]))
+        assert not list(folder.glob(".*.part.*"))
+    np.testing.assert_array_equal(*found)

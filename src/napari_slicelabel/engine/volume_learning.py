@@ -269,7 +269,8 @@ class VolumeLearner:
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
             schedule=config.schedule,
-            ema=config.ema,
+            # the running mean knows nothing of batch norm's statistics
+            ema=0.0 if config.network == "densevoxnet" else config.ema,
             dice_weight=config.dice_weight,
             warmup=0.0 if config.schedule == "constant" else 0.15,
         )

@@ -64,6 +64,8 @@ _BYTES_PER_VOXEL = 24
 _CROSSED_PLANES = 24
 _LEAST_PLANE_PX = 16
 _META_STRIDE = (4, 4, 4)
+# Number of the stage behind which there is only the filling.
+_LAST_STAGE = 5
 # A training step of DenseVoxNet takes about as long as one of the 3D network at the same size.
 _PLANE_TRAIN_S = 2.6
 
@@ -484,7 +486,9 @@ class SelfTraining:
         left = Counter(slot.volume for slot in slots if slot not in done)
         try:
             for slot in self.context.in_view_first([slot for slot in slots if slot not in done]):
-                predictor = predictors.setdefault(slot.volume, self._meta_predictor(meta, slot.volume))
+                if slot.volume not in predictors:
+                    predictors[slot.volume] = self._meta_predictor(meta, slot.volume)
+                predictor = predictors[slot.volume]
                 name = f"{slot.volume} {self.context.axis}{slot.index}"
                 for count, total in predictor.prepare(slot.index):
                     yield Progress("fill", len(done), len(slots), f"{name}, tile {count} of {total}")
@@ -497,7 +501,7 @@ class SelfTraining:
                 yield Progress("fill", len(done), len(slots), name)
                 is_last = self.context.stop()
                 if is_last or time.monotonic() - saved > _SAVE_EVERY_S:
-                    self._save(tensors, done=5, filled=done)
+                    self._save(tensors, done=_LAST_STAGE, filled=done)
                     saved = time.monotonic()
                 if is_last:
                     return
