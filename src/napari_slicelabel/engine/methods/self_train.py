@@ -66,8 +66,8 @@ _LEAST_PLANE_PX = 16
 _META_STRIDE = (4, 4, 4)
 # Number of the stage behind which there is only the filling.
 _LAST_STAGE = 5
-# A training step of DenseVoxNet takes about as long as one of the 3D network at the same size.
-_PLANE_TRAIN_S = 2.6
+# Of as many pixels as voxels, times what the 3D network takes: the 2D network, the meta-model. As measured on a CPU.
+_PLANE_COST, _META_COST = 1.1, 3.3
 
 
 class SelfTrainConfig(VolumeLearningConfig):
@@ -222,14 +222,17 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfTrainConfig) -> Work
         predictions += annotated
     crop = min(config.crop_px**2, pixels) * min(config.crop_depth, max(stack.slices for stack in stacks))
     train_s, predict_s = voxel_seconds(config)
-    plane_s = config.plane_iterations * config.plane_batch * min(config.crop_px**2, pixels) / 1e6 * _PLANE_TRAIN_S
-    others = steps - config.plane_iterations
+    plane_crops = config.plane_batch * min(config.crop_px**2, pixels)
+    meta_steps = config.random_iterations + config.nearest_iterations
+    voxels = _PLANE_COST * config.plane_iterations * plane_crops + config.batch * crop * (
+        _META_COST * meta_steps + steps - config.plane_iterations - meta_steps
+    )
     pool = min(config.pool_mb * 2**20, filled * pixels * _BYTES_PER_VOXEL)
     return Work(
         rounds=0,
         steps=steps,
         predictions=predictions,
-        step_s=(plane_s + others * config.batch * crop / 1e6 * train_s) / steps,
+        step_s=voxels / 1e6 * train_s / steps,
         # 3D network, meta-model, and up to three times the 2D network
         prediction_s=5 * pixels / 1e6 * predict_s,
         memory_bytes=int(800 * 2**20 + pool + config.batch * crop * 4000),
