@@ -202,6 +202,19 @@ def test_crops_keep_image_target_and_weight_together() -> None:
     assert torch.equal(batch.target[..., 1:] != batch.target[..., :-1], torch.ones(6, 4, 16, 15, dtype=torch.bool))
 
 
+@pytest.mark.parametrize("width", [17, 20, 22, 40])
+def test_crops_reach_every_border_of_a_block(width: int) -> None:
+    """Also where the block is larger than the crop and smaller than the window around it."""
+    image = np.broadcast_to(np.arange(width, dtype=np.float16), (6, 20, width))[None].copy()
+    given = Block(
+        "a", Box.whole((6, 20, width)), image, np.zeros((1, 6, 20, width), np.uint8), np.ones((6, 20, width), bool)
+    )
+    batch = pool(given, sampling(crop=(4, 16, 16))).draw(60)
+    torch.testing.assert_close(batch.x, batch.x.round(), atol=1e-4, rtol=0)  # whole pixels, nothing interpolated
+    assert set(batch.x.round().unique().tolist()) == set(range(width))
+    assert (batch.target != IGNORE).all()
+
+
 def test_flips_and_bends_leave_no_label_behind() -> None:
     batch = pool(block(), sampling(augmentation=Augmentation())).draw(8)
     assert batch.x.isfinite().all()

@@ -166,7 +166,7 @@ class BlockPool:
         # uint8 wraps round: 255, unknown, becomes 0, which is what grid_sample gives outside the window
         shifted = torch.stack([torch.from_numpy(targets + np.uint8(1)) for _, targets, _ in crops]).to(self._device)
         human = torch.stack([torch.from_numpy(human) for _, _, human in crops]).to(self._device)
-        centres = np.full((count, 2), [size / 2 for size in self._window[1:]])
+        centres = np.full((count, 2), [float(size // 2) for size in self._window[1:]])
         grids = random_grids(config.augmentation, (height, width), self._window[1:], centres, rng).to(self._device)
 
         def warped(values: Tensor, mode: str, padding: str) -> Tensor:
@@ -194,8 +194,9 @@ class BlockPool:
         start = []
         for size, reach, crop, wanted in zip(block.box.shape, self._window, config.crop, place, strict=True):
             middle = int(wanted) + int(rng.integers(-crop // 4, crop // 4 + 1))
-            # of a block that is smaller than the window the window is drawn around the middle
-            start.append(min(max(middle - reach // 2, 0), size - reach) if size > reach else (size - reach) // 2)
+            # the crop stays inside; the window around it may reach out
+            middle = size // 2 if size <= crop else min(max(middle, crop // 2), size - crop // 2)
+            start.append(middle - reach // 2)
         window = Box(tuple(start), tuple(a + n for a, n in zip(start, self._window, strict=True)))
         inside = window.clip(block.box.shape)
         pads = [(b - a, d - c) for a, b, c, d in zip(window.start, inside.start, inside.stop, window.stop, strict=True)]
