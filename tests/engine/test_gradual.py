@@ -16,18 +16,20 @@ from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.context import run_store
 from napari_slicelabel.engine.evaluate import evaluate
 from napari_slicelabel.engine.events import Event, Finished, Metric, Progress, SliceDone
+from napari_slicelabel.engine.methods import gradual
 from napari_slicelabel.engine.networks import load_model
 from napari_slicelabel.engine.run import run
 from napari_slicelabel.engine.volume_networks import VolumeNetwork
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from napari_slicelabel.data.project import Project
+    from napari_slicelabel.engine.fit import Trainer
 
 TINY: dict[str, object] = {
     "device": "cpu",
@@ -168,6 +170,24 @@ def test_watched_slices_are_not_learned_from_before(
     assert seen[0] == (False, tuple(index for index in annotated if index != watched))
     assert watched not in seen[1][1]
     assert seen[-1] == (True, annotated)
+
+
+def test_what_watched_is_learned_from_at_the_end(
+    make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The learning rate has not fallen to nothing by then."""
+    project = make_project({"a": balls()}, {"a": tuple(range(3, 21, 2))}, classes=("ball",))
+    weights = []
+    settle = gradual.Gradual._settle
+
+    def spy(self: gradual.Gradual, trainer: Trainer[VolumeNetwork], *, settled: bool) -> Iterator[Event]:
+        weights.append(trainer.network.slope.detach().clone())
+        yield from settle(self, trainer, settled=settled)
+        weights.append(trainer.network.slope.detach().clone())
+
+    monkeypatch.setattr(gradual.Gradual, "_settle", spy)
+    events_of(project, rounds=1, shapes="on", round_iterations=4)
+    assert weights[0] != weights[1]
 
 
 def test_another_volume_is_labelled_without_annotation(make_project: Callable[..., Project]) -> None:

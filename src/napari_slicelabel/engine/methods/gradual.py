@@ -262,7 +262,8 @@ class Gradual:
             if self.context.stop():
                 return
             self._save({}, done=-1)
-        trainer = learner.trainer(self.config.iterations + self.rounds * self.config.round_iterations)
+        more = self.rounds + bool(self.watched)
+        trainer = learner.trainer(self.config.iterations + more * self.config.round_iterations)
         done = int(extra.get("done", -1))  # type: ignore[arg-type]
         best = float(extra.get("best", 0.0))  # type: ignore[arg-type]
         if done >= 0:
@@ -436,9 +437,10 @@ class Gradual:
         """Learn from the slices that were held out to watch."""
         if not self.watched or settled or self.context.stop():
             return
-        trainer.restart(self.learner.fit(self.config.round_iterations))
         pool = self.learner.pool(pseudo=True)
         yield from self.learner.train(trainer, pool, self.config.round_iterations, "settle")
+        if self.context.stop():
+            return
         self._save(trainer.state(), done=self.rounds, ended=True, settled=True)
 
     def _finish(self, trainer: Trainer[VolumeNetwork], filled: Iterable[Slot]) -> Iterator[Event]:
