@@ -133,6 +133,15 @@ def test_the_meta_model_fits_random_sets_first_and_the_nearest_later() -> None:
     assert nearest.pop() == min(drawn)
 
 
+def test_untrained_the_meta_model_says_what_the_sets_say() -> None:
+    torch.manual_seed(0)
+    mean = torch.rand(1, 3, 16, 16, 16).softmax(1)
+    x = torch.cat([torch.randn(1, 1, 16, 16, 16), mean, torch.rand(1, 1, 16, 16, 16)], 1)
+    made = self_train._Meta(1, 4, 3, start_at_mean=True).eval()
+    torch.testing.assert_close(made(x).softmax(1), mean)
+    assert not torch.allclose(self_train._Meta(1, 4, 3, start_at_mean=False).eval()(x).softmax(1), mean, atol=0.01)
+
+
 def test_what_a_human_painted_is_the_truth_in_every_set(
     make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,8 @@ _BYTES_PER_VOXEL = 24
 _CROSSED_PLANES = 24
 _LEAST_PLANE_PX = 16
 _META_STRIDE = (4, 4, 4)
+# Where no set names a class the mean is not taken for certain.
+_LEAST_MEAN = 0.01
 # Number of the stage behind which there is only the filling.
 _LAST_STAGE = 5
 # Of as many pixels as voxels, times what the 3D network takes: the 2D network, the meta-model. As measured on a CPU.
@@ -99,6 +101,7 @@ class SelfTrainConfig(VolumeLearningConfig):
             "calibrate": "off",
             "average": "hard",
             "variance": "off",
+            "start": "random",
             "consensus": 0.0,
         },
     }
@@ -133,6 +136,11 @@ class SelfTrainConfig(VolumeLearningConfig):
         description="Whether the meta-model sees the mean of the sets with their confidence, or of their labels.",
     )
     variance: Literal["on", "off"] = Field("on", description="Whether it also sees how far the sets disagree.")
+    start: Literal["mean", "random"] = Field(
+        "mean",
+        description="What the meta-model says before it is trained: the mean of the sets, which it learns to correct;"
+        " or anything, which takes far more training steps.",
+    )
     consensus: float = Field(
         0.5,
         ge=0.0,
@@ -305,12 +313,33 @@ def nearest_set(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class _Meta(DenseVoxNet):
-    """The Y-shaped DenseVoxNet: both outputs while it is trained, one when it predicts."""
+    """The Y-shaped DenseVoxNet: both outputs while it is trained, one when it predicts.
+
+    Parameters
+    ----------
+    image_channels, mean_channels : int
+        Of its two inputs; the first channels of the second are the mean of the sets, one for each output.
+    out_channels : int
+        Classes and background.
+    start_at_mean : bool
+        Whether the logarithm of the mean is added to the logits, and the classifiers start at zero: before any training
+        the prediction is the mean.
+    """
+
+    def __init__(self, image_channels: int, mean_channels: int, out_channels: int, *, start_at_mean: bool) -> None:
+        super().__init__((image_channels, mean_channels), out_channels)
+        self._mean = slice(image_channels, image_channels + out_channels) if start_at_mean else None
+        if start_at_mean:
+            for head in (self.classifier, self.auxiliary):
+                torch.nn.init.zeros_(head.weight)
+                torch.nn.init.zeros_(head.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            return self.with_auxiliary(x)  # type: ignore[return-value] # what MetaLoss takes
-        return super().forward(x)
+        logits, auxiliary = self.with_auxiliary(x)
+        if self._mean is not None:
+            mean = x[:, self._mean].float().clamp(min=_LEAST_MEAN).log()
+            logits, auxiliary = logits.float() + mean, auxiliary.float() + mean
+        return (logits, auxiliary) if self.training else logits  # type: ignore[return-value] # MetaLoss takes both
 
 
 @dataclass
@@ -615,7 +644,8 @@ class SelfTraining:
         network = self.learner.network
         channels = 1 + len(network.classes)
         image = network.in_channels - len(network.shape_classes)
-        return _Meta((image, channels + (self.config.variance == "on")), channels)
+        means = channels + (self.config.variance == "on")
+        return _Meta(image, means, channels, start_at_mean=self.config.start == "mean")
 
     def _meta_crop(self) -> tuple[int, int, int]:
         return crop_size(self.learner.sampling.crop, _META_STRIDE)
