@@ -1,9 +1,10 @@
 """Seconds per slice of correspondence flow, beside the released code of Sli2Vol: ``python -m benchmarks.flow_speed``.
 
-What is timed is one step of a chain on a slice of 256 x 256: profile, features, and labels carried from the slice before.
-The released code (pakheiyeung/Sli2Vol, not ours to copy) encodes both slices at every step; ours encodes each slice once.
-Give its folder with ``--released``. Variants take turns in one process, so that ratios compare what ran under the same
-load. The second table is the answer to a correction: a stack of 100 slices with every tenth annotated, one more slice.
+What is timed is one step of a chain on a slice of 256 x 256: profile, features, and labels carried from the slice
+before. The released code (pakheiyeung/Sli2Vol, not ours to copy) encodes both slices at every step; ours encodes each
+slice once. Give its folder with ``--released``. Variants take turns in one process, so that ratios compare what ran
+under the same load. Below the table stands the answer to a correction: a stack of 100 slices with every tenth
+annotated, and one more slice.
 """
 
 from __future__ import annotations
@@ -119,8 +120,8 @@ def main() -> None:
     first, again = corrected(100, SIZE)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     text += (
-        f"\n\nA stack of 100 x 256 x 256, every tenth slice annotated: first run {first:.1f} s; one more slice annotated:"
-        f" {again:.1f} s. Peak of the whole {peak} MB."
+        f"\n\nA stack of 100 x 256 x 256, every tenth slice annotated: first run {first:.1f} s; with one more slice"
+        f" annotated: {again:.1f} s. Peak of the whole {peak} MB."
     )
     write_section("flow-speed", text)
 

@@ -28,8 +28,8 @@ from napari_slicelabel.data.volume import Volume
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.evaluate import evaluate
 from napari_slicelabel.engine.events import Finished
-from napari_slicelabel.engine.methods.self_label import front_rounds
 from napari_slicelabel.engine.pieces import pieces
+from napari_slicelabel.engine.regions import front_rounds
 from napari_slicelabel.engine.run import run
 
 SOURCE = DATA / "med_hippocampus_40.npz"

@@ -27,7 +27,7 @@ from napari_slicelabel.engine import fit, predict
 from napari_slicelabel.engine.augment import Augmentation
 from napari_slicelabel.engine.fit import FitConfig, Trainer, working_dtype
 from napari_slicelabel.engine.methods.self_label import SelfLabelConfig
-from napari_slicelabel.engine.networks import NetworkConfig
+from napari_slicelabel.engine.networks import NetworkConfig, SliceNetwork
 from napari_slicelabel.engine.planes import PlaneReader
 from napari_slicelabel.engine.predict import predict_bands
 from napari_slicelabel.engine.sampling import Plane, PlanePool, SamplingConfig
@@ -116,7 +116,7 @@ def workloads(device: torch.device, size: int, steps: int) -> list[Timed]:
     )
     rng = np.random.default_rng(0)
     pool = PlanePool(planes(volume, sample.labels, network), network.image_planes, sampling, device, 2**30, rng)
-    trainer = Trainer(network, FitConfig(steps=10**6), config.batch, device)
+    trainer = Trainer(SliceNetwork(network), FitConfig(steps=10**6), config.batch, device)
     reader = PlaneReader(volume, "z", network)
 
     def train() -> None:

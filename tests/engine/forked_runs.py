@@ -12,6 +12,7 @@ import sys
 import time
 
 import torch
+from monai.networks.nets import dynunet  # noqa: F401 - what a method imports when it runs takes seconds: not in each fork
 
 from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.config import build_config

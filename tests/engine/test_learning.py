@@ -200,7 +200,7 @@ def test_shape_input_lies_between_own_and_expected() -> None:
 
 def trainer(steps: int = 30, **settings: object) -> Trainer:
     config = NetworkConfig(**{"classes": (1,), **SMALL})  # type: ignore[arg-type]
-    return Trainer(config, FitConfig(steps=steps, **settings), 4, CPU)  # type: ignore[arg-type]
+    return Trainer(SliceNetwork(config), FitConfig(steps=steps, **settings), 4, CPU)  # type: ignore[arg-type]
 
 
 def test_it_learns() -> None:

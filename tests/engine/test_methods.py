@@ -58,10 +58,25 @@ TINY_NETWORK: dict[str, object] = {
     "crop_px": 32,
 }
 TINY_FLOW: dict[str, object] = {"iterations": 2, "batch": 2, "crop_px": 32, "reuse": "off"}
+TINY_VOLUME: dict[str, object] = {
+    **dict.fromkeys(("iterations", "fold_iterations"), 2),
+    "width": 4,
+    "levels": 3,
+    "crop_px": 32,
+    "crop_depth": 8,
+    "batch": 1,
+}
+TINY_META: dict[str, object] = {
+    **dict.fromkeys(("plane_iterations", "random_iterations", "nearest_iterations"), 2),
+    "width": 8,
+    "plane_batch": 2,
+}
 CASES = (
     Case("flow", TINY_FLOW, chains=True),
+    Case("gradual-3d", {**TINY_VOLUME, "round_iterations": 2, "rounds": 2, "churn": 0.0}),
     Case("interpolate", cancels=30, kills=6, resumes_exactly=True),
     Case("self-label", TINY_NETWORK),
+    Case("self-train", {**TINY_VOLUME, **TINY_META}),
 )
 
 
@@ -127,7 +142,7 @@ class TestContract:
         """Somebody looks at slice 15, later at slice 9, and along another axis in between."""
         looks = deque([("tiny", SliceRef("z", 15)), ("tiny", SliceRef("y", 3)), ("tiny", SliceRef("z", 9))])
         order = []
-        config = case.config(**{"rounds": 0} if case.method == "self-label" else {})
+        config = case.config(**{"rounds": 0} if "rounds" in case.settings else {})
         for event in run(painted, config, in_view=lambda: looks[0]):
             if isinstance(event, SliceDone):
                 order.append(event.index)

@@ -18,9 +18,10 @@ from napari_slicelabel.engine.context import run_store
 from napari_slicelabel.engine.evaluate import evaluate
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
 from napari_slicelabel.engine.losses import IGNORE
-from napari_slicelabel.engine.methods.self_label import SelfLabelConfig, SelfLabelling, accepted, front_rounds
+from napari_slicelabel.engine.methods.self_label import SelfLabelConfig, SelfLabelling
 from napari_slicelabel.engine.networks import load_network
 from napari_slicelabel.engine.pieces import pieces
+from napari_slicelabel.engine.regions import accepted, front_rounds
 from napari_slicelabel.engine.run import run
 from napari_slicelabel.engine.shapes import Shapes
 from napari_slicelabel.errors import InputError
@@ -103,7 +104,7 @@ def unsure() -> Labelled:
     ],
 )
 def test_what_is_learned_from_pixels_below_the_threshold(unsure: Labelled, rule: str, below: list[int]) -> None:
-    found = accepted(unsure, build_config("self-label", {"accept": rule, "theta": 0.8}))  # type: ignore[arg-type]
+    found = accepted(unsure, rule, 0.8)  # type: ignore[arg-type]
     np.testing.assert_array_equal(found[:2], unsure.channels[:2])
     np.testing.assert_array_equal(found[2:], [below, below])
 
@@ -112,8 +113,7 @@ def test_quantile_keeps_the_same_share_of_every_class(rng: np.random.Generator) 
     channels = rng.choice(np.array([0, 1, 2], np.uint8), (50, 60), p=[0.8, 0.15, 0.05])
     # the rare class is never as sure as background
     confidence = (rng.random((50, 60)) * np.array([1.0, 0.8, 0.5])[channels]).astype(np.float32)
-    config = build_config("self-label", {"accept": "quantile", "theta": 0.6})
-    found = accepted(Labelled(channels, confidence, expected=0.5), config)  # type: ignore[arg-type]
+    found = accepted(Labelled(channels, confidence, expected=0.5), "quantile", 0.6)
     for channel in range(3):
         kept = (found[channels == channel] != IGNORE).mean()
         assert kept == pytest.approx(0.6, abs=0.02)

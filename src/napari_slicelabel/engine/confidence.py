@@ -13,6 +13,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
+from napari_slicelabel.engine.losses import IGNORE
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 _TEMPERATURES = (1.0, 8.0)
 _SHIFTS = (-4.0, 2.0)
 _TINY = 1e-6
+_MOST_PIXELS = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,16 @@ class HeldOut(NamedTuple):
     probability: "NDArray[np.float32]"
     target: "NDArray[np.uint8]"
     distance: int
+
+
+def sample_known(target: "NDArray[np.uint8]", rng: np.random.Generator) -> "NDArray[np.bool_]":
+    """Return a mask (h, w) of known pixels of a held-out slice: all, or a random sample that is enough to judge by."""
+    known = np.flatnonzero(target != IGNORE)
+    if len(known) > _MOST_PIXELS:
+        known = np.sort(rng.choice(known, _MOST_PIXELS, replace=False))
+    picked = np.zeros(target.shape, bool)
+    picked.ravel()[known] = True
+    return picked
 
 
 def calibrate(held_out: Sequence[HeldOut], usual_area: float) -> Calibration:

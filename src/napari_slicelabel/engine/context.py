@@ -15,7 +15,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
+from napari_slicelabel.data.boxes import AXES, Axis, Box, SliceRef
 from napari_slicelabel.data.files import write_text
 from napari_slicelabel.engine.config import MethodConfig
 from napari_slicelabel.engine.earlier import EarlierRun, earlier_run
@@ -309,6 +309,10 @@ class RunContext:
     def read_accepted(self, volume: str, index: int) -> "NDArray[np.uint8]":
         """Return the pseudo-labels of a slice, shape (h, w); 255 = ignore, also where nothing was written."""
         return self._store("accepted", volume).read(index)
+
+    def read_accepted_box(self, volume: str, box: Box) -> "NDArray[np.uint8]":
+        """Return the pseudo-labels of a box (z, y, x); 255 = ignore, also where nothing was written."""
+        return self._store("accepted", volume).read_box(box)
 
     def save_state(self, tensors: Mapping[str, Tensor], extra: Mapping[str, JsonValue]) -> None:
         """Replace the state that a resume starts from, and bring slices.csv up to date.

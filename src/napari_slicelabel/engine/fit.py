@@ -1,19 +1,20 @@
 """Training a network on crops: one step at a time, so that the caller decides when to look up."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from napari_slicelabel.engine.losses import masked_losses
-from napari_slicelabel.engine.networks import NetworkConfig, SliceNetwork
-from napari_slicelabel.engine.sampling import Batch, PlanePool
+from napari_slicelabel.engine.sampling import Batch
 from napari_slicelabel.errors import DeviceError, InputError
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 _CLIP_NORM = 1.0
 
@@ -34,12 +35,14 @@ def autocast(device: torch.device) -> AbstractContextManager[None]:
     return context
 
 
-def memory_format(device: torch.device) -> torch.memory_format:
-    """Return the layout of images that convolutions are fastest in on a device.
+def memory_format(device: torch.device, dimensions: int = 2) -> torch.memory_format:
+    """Return the layout of images, or of volumes, that convolutions are fastest in on a device.
 
     On CPUs instance norm copies channels-last images back and forth: a step took 1.3 times as long.
     """
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    if device.type != "cuda":
+        return torch.contiguous_format
+    return torch.channels_last if dimensions == 2 else torch.channels_last_3d
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,32 +86,49 @@ class FitConfig:
         return 0.5 * (1 + math.cos(math.pi * gone)) if self.schedule == "cosine" else (1 - gone) ** 0.9
 
 
-class Trainer:
+class Crops(Protocol):
+    """Where a trainer gets its batches from."""
+
+    @property
+    def crop(self) -> tuple[int, ...]:
+        """Size of the crops, for messages."""
+
+    def draw(self, count: int) -> Batch:
+        """Return a new batch of `count` crops on the device."""
+
+
+class Trainer(Generic[NetworkT]):
     """A network, its optimiser, and the running mean of its weights.
 
     Parameters
     ----------
-    network : NetworkConfig
-        What to train; initialised from torch's generator.
+    network : Module
+        What to train, 2D or 3D; its weights are the start.
     config : FitConfig
         How.
     batch : int
         Crops per step; halved for good when the GPU's memory is full.
     device : torch.device
         Where.
-
-    Raises
-    ------
-    InputError
-        An unknown encoder.
+    loss : callable
+        Takes the network's output and the batch; by default `masked_losses` with the config's weight of Dice.
     """
 
-    def __init__(self, network: NetworkConfig, config: FitConfig, batch: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        network: NetworkT,
+        config: FitConfig,
+        batch: int,
+        device: torch.device,
+        loss: Callable[[Any, Batch], Tensor] | None = None,
+    ) -> None:
         self.config = config
         self.batch = batch
         self.device = device
         self.step_number = 0
-        self.network = SliceNetwork(network).to(device=device, memory_format=memory_format(device))  # type: ignore[call-overload]
+        self._loss = loss or self._masked_losses
+        self._format = memory_format(device, _dimensions(network))
+        self.network: NetworkT = network.to(device=device, memory_format=self._format)  # type: ignore[call-overload]
         self._mean = AveragedModel(self.network, multi_avg_fn=_ramped_mean(config.ema), use_buffers=False)
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
@@ -116,13 +136,13 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(device.type, enabled=working_dtype(device) == torch.float16)
 
     @property
-    def predictor(self) -> SliceNetwork:
+    def predictor(self) -> NetworkT:
         """The network that predicts, in evaluation mode."""
         network = self._mean.module if self.config.ema > 0 and self.step_number > 0 else self.network
-        assert isinstance(network, SliceNetwork)
+        assert isinstance(network, type(self.network))
         return network.eval()
 
-    def steps(self, pool: PlanePool, count: int) -> Iterator[Tensor]:
+    def steps(self, pool: Crops, count: int) -> Iterator[Tensor]:
         """Train for `count` steps, yielding the loss after each, as a tensor on the device.
 
         Raises
@@ -135,14 +155,14 @@ class Trainer:
         for _ in range(count):
             yield self._step_that_fits(pool)
 
-    def _step_that_fits(self, pool: PlanePool) -> Tensor:
+    def _step_that_fits(self, pool: Crops) -> Tensor:
         while True:
             try:
                 return self._step(pool.draw(self.batch))
             except torch.OutOfMemoryError as error:
                 if self.batch == 1:
                     raise DeviceError(
-                        f"the memory of {self.device} is full even with one crop of {pool.config.crop} pixels; set a"
+                        f"the memory of {self.device} is full even with one crop of {pool.crop} pixels; set a"
                         " smaller crop, close other programs that use the GPU, or use device=cpu"
                     ) from error
             self._optimizer.zero_grad()
@@ -154,8 +174,8 @@ class Trainer:
             group["lr"] = self.config.learning_rate * self.config.rate(self.step_number)
         self.network.train()
         with autocast(self.device):
-            logits = self.network(batch.x.contiguous(memory_format=memory_format(self.device)))
-        loss = masked_losses(logits, batch.target, batch.weight, dice_weight=self.config.dice_weight)
+            output = self.network(batch.x.contiguous(memory_format=self._format))
+        loss = self._loss(output, batch)
         self._optimizer.zero_grad()
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
@@ -165,6 +185,9 @@ class Trainer:
         self.step_number += 1
         self._mean.update_parameters(self.network)
         return loss.detach()
+
+    def _masked_losses(self, logits: Tensor, batch: Batch) -> Tensor:
+        return masked_losses(logits, batch.target, batch.weight, dice_weight=self.config.dice_weight)
 
     def restart(self, config: FitConfig) -> None:
         """Begin a new schedule with a fresh optimiser; the weights stay."""
@@ -204,6 +227,10 @@ def check_loss(value: float) -> float:
             " image"
         )
     return value
+
+
+def _dimensions(network: nn.Module) -> int:
+    return 3 if any(isinstance(module, nn.Conv3d) for module in network.modules()) else 2
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,12 +12,12 @@ def masked_losses(logits: Tensor, target: Tensor, weight: Tensor, *, dice_weight
 
     Parameters
     ----------
-    logits : Tensor of shape (b, c, h, w), float32
+    logits : Tensor of shape (b, c, h, w) or (b, c, d, h, w), float32
         Channel 0 is background.
-    target : Tensor of shape (b, h, w), uint8
+    target : Tensor of shape (b, h, w) or (b, d, h, w), uint8
         Channel numbers; 255 = unknown.
-    weight : Tensor of shape (b,), float32
-        Weight of each sample: 1 for human labels.
+    weight : Tensor of shape (b,) or that of `target`, float32
+        Weight of each sample, or of each voxel: 1 for human labels.
     dice_weight : float
         0 leaves the cross-entropy alone.
 
@@ -33,17 +33,18 @@ def masked_losses(logits: Tensor, target: Tensor, weight: Tensor, *, dice_weight
     """
     known = target != IGNORE
     labels = torch.where(known, target, torch.zeros_like(target)).long()
-    pixel_weight = known * weight[:, None, None]
+    pixel_weight = known * (weight if weight.ndim == target.ndim else weight.view(-1, *[1] * (target.ndim - 1)))
     total = pixel_weight.sum().clamp(min=1.0)
     loss = (functional.cross_entropy(logits, labels, reduction="none") * pixel_weight).sum() / total
     if dice_weight == 0:
         return loss
     probability = logits.softmax(1)
-    truth = functional.one_hot(labels, logits.shape[1]).permute(0, 3, 1, 2).to(probability.dtype)
+    truth = functional.one_hot(labels, logits.shape[1]).movedim(-1, 1).to(probability.dtype)
     spread = pixel_weight[:, None]
-    overlap = (probability * truth * spread).sum((0, 2, 3))
-    sizes = ((probability + truth) * spread).sum((0, 2, 3))
-    present = (truth * spread).sum((0, 2, 3)) > 0
+    over = (0, *range(2, logits.ndim))
+    overlap = (probability * truth * spread).sum(over)
+    sizes = ((probability + truth) * spread).sum(over)
+    present = (truth * spread).sum(over) > 0
     present[0] = False
     scores = 1 - (2 * overlap + 1) / (sizes + 1)
     # without a branch on the value: it would wait for the GPU

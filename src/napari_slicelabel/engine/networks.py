@@ -7,7 +7,7 @@ The networks are built through segmentation-models-pytorch, and in `engine.unets
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
@@ -16,6 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from napari_slicelabel.errors import InputError, MissingFileError
+
+if TYPE_CHECKING:
+    from napari_slicelabel.engine.volume_networks import VolumeNetwork
 
 OUTPUT_STRIDE = 16
 """Height and width that `SliceNetwork` takes are multiples of it with the plain encoders."""
@@ -175,6 +178,14 @@ def describe(config: NetworkConfig, **more: JsonValue) -> dict[str, JsonValue]:
 
 
 def load_network(folder: Path) -> tuple[SliceNetwork, Mapping[str, JsonValue]]:
+    """Return a saved 2D network; see `load_model`."""
+    network, record = load_model(folder)
+    if not isinstance(network, SliceNetwork):
+        raise InputError(f"the model in {folder} is a 3D network; give the folder of a run of a 2D method")
+    return network, record
+
+
+def load_model(folder: Path) -> "tuple[SliceNetwork | VolumeNetwork, Mapping[str, JsonValue]]":
     """Return a saved network, in evaluation mode on the CPU, and its description.
 
     Parameters
@@ -184,8 +195,8 @@ def load_network(folder: Path) -> tuple[SliceNetwork, Mapping[str, JsonValue]]:
 
     Returns
     -------
-    tuple of (SliceNetwork, mapping)
-        The mapping is what `describe` gave.
+    tuple of (SliceNetwork or VolumeNetwork, mapping)
+        The mapping is what was saved beside the weights.
 
     Raises
     ------
@@ -200,9 +211,17 @@ def load_network(folder: Path) -> tuple[SliceNetwork, Mapping[str, JsonValue]]:
             raise MissingFileError(f"{path} does not exist; give the folder `model` of a finished training run")
     try:
         record = json.loads(description.read_text(encoding="utf-8"))
-        network = SliceNetwork(NetworkConfig.model_validate(record["network"]))
+        network = _built(record)
         network.load_state_dict(load_file(weights))
     except (ValueError, KeyError, TypeError, ValidationError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"the model in {folder} cannot be read: {reason}; run the method again to write it") from error
     return network.eval(), record
+
+
+def _built(record: Mapping[str, JsonValue]) -> "SliceNetwork | VolumeNetwork":
+    from napari_slicelabel.engine.volume_networks import VolumeNetwork, VolumeNetworkConfig
+
+    if "volume_network" in record:
+        return VolumeNetwork(VolumeNetworkConfig.model_validate(record["volume_network"]))
+    return SliceNetwork(NetworkConfig.model_validate(record["network"]))

@@ -63,13 +63,8 @@ class PlaneReader:
         start.insert(number, first)
         stop.insert(number, last)
         block = np.moveaxis(self.volume.read(Box(tuple(start), tuple(stop))), 1 + number, 0)
-        if block.dtype.kind == "f" and not np.isfinite(block).all():
-            raise InputError(
-                f"{self.volume.name}: NaN or infinite values in slices {self.axis}{first} to {self.axis}{last - 1};"
-                " replace them in the image, by 0 for example, or leave these slices out with range=start:stop"
-            )
         wanted = np.clip(np.arange(index - half, index + half + 1), first, last - 1) - first
-        planes = self._normalised(block[wanted]).reshape(-1, *block.shape[2:])
+        planes = normalised(self.volume, self.axis, first, block)[wanted].reshape(-1, *block.shape[2:])
         if not self.network.coordinates:
             return planes
         return np.concatenate([planes, self._coordinates(index, rows, columns)])
@@ -79,18 +74,45 @@ class PlaneReader:
         height, width = self.volume.plane_shape(self.axis)
         return self.read(index, slice(0, height), slice(0, width))
 
-    def _normalised(self, block: "NDArray[np.generic]") -> "NDArray[np.float16]":
-        scale = self.volume.intensity()
-        low, high, mean, std = (
-            np.asarray(values, np.float32)[None, :, None, None]
-            for values in (scale.low, scale.high, scale.mean, scale.std)
-        )
-        values: NDArray[np.float16] = ((np.clip(block.astype(np.float32), low, high) - mean) / std).astype(np.float16)
-        return values
-
     def _coordinates(self, index: int, rows: slice, columns: slice) -> "NDArray[np.float16]":
         height, width = self.volume.plane_shape(self.axis)
         h = np.linspace(-1, 1, height)[rows, None]
         w = np.linspace(-1, 1, width)[None, columns]
         depth = 2 * index / max(1, self.volume.depth(self.axis) - 1) - 1
         return np.stack(np.broadcast_arrays(h, w, np.float64(depth))).astype(np.float16)
+
+
+def normalised(volume: "Volume", axis: "Axis", first: int, block: "NDArray[np.generic]") -> "NDArray[np.float16]":
+    """Return slices clipped to the robust range of their volume and scaled to mean 0 and standard deviation 1 of it.
+
+    Parameters
+    ----------
+    volume : Volume
+        Where they come from.
+    axis : {"z", "y", "x"}
+        What they are perpendicular to.
+    first : int
+        Number of the first, for messages.
+    block : ndarray of shape (n, c, h, w)
+        Their values.
+
+    Returns
+    -------
+    ndarray of shape (n, c, h, w), float16
+
+    Raises
+    ------
+    InputError
+        Values that are NaN or infinite.
+    """
+    if block.dtype.kind == "f" and not np.isfinite(block).all():
+        raise InputError(
+            f"{volume.name}: NaN or infinite values in slices {axis}{first} to {axis}{first + len(block) - 1};"
+            " replace them in the image, by 0 for example, or leave these slices out with range=start:stop"
+        )
+    scale = volume.intensity()
+    low, high, mean, std = (
+        np.asarray(values, np.float32)[None, :, None, None] for values in (scale.low, scale.high, scale.mean, scale.std)
+    )
+    values: NDArray[np.float16] = ((np.clip(block.astype(np.float32), low, high) - mean) / std).astype(np.float16)
+    return values

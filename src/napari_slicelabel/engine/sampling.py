@@ -75,7 +75,10 @@ class Plane:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step learns from: `x` (b, c, h, w) float32, `target` (b, h, w) uint8, `weight` (b,) float32."""
+    """What one step learns from: `x` (b, c, h, w) float32, `target` (b, h, w) uint8, `weight` (b,) float32.
+
+    Of 3D crops all have a d before the h, and there is a weight for each voxel.
+    """
 
     x: Tensor
     target: Tensor
@@ -153,6 +156,11 @@ class PlanePool:
 
     def __len__(self) -> int:
         return sum(len(group.patches) for group in self._groups)
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Height and width of a crop."""
+        return self.config.crop
 
     def draw(self, count: int) -> Batch:
         """Return a new batch of `count` crops on the device."""

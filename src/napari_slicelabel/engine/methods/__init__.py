@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from napari_slicelabel.engine.config import MethodConfig
-from napari_slicelabel.engine.methods import flow, interpolate, self_label
+from napari_slicelabel.engine.methods import flow, gradual, interpolate, self_label, self_train
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,6 +61,20 @@ _ALL = (
         config=self_label.SelfLabelConfig,
         propagate=self_label.propagate,
         work=self_label.work,
+    ),
+    Method(
+        name=gradual.NAME,
+        title="3D gradual learning: a 3D network learns from regions that grow around what was painted",
+        config=gradual.GradualConfig,
+        propagate=gradual.propagate,
+        work=gradual.work,
+    ),
+    Method(
+        name=self_train.NAME,
+        title="Self-training: labels of a 2D network along three axes and of a 3D one, weighed up by a third network",
+        config=self_train.SelfTrainConfig,
+        propagate=self_train.propagate,
+        work=self_train.work,
     ),
 )
 

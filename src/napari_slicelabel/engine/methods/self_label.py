@@ -16,9 +16,16 @@ import numpy as np
 from pydantic import Field, JsonValue
 from torch import Tensor
 
-from napari_slicelabel.data.boxes import AXES, SliceRef
 from napari_slicelabel.engine.augment import NO_AUGMENTATION, Augmentation
-from napari_slicelabel.engine.confidence import Calibration, HeldOut, Labelled, calibrate, label, true_dice
+from napari_slicelabel.engine.confidence import (
+    Calibration,
+    HeldOut,
+    Labelled,
+    calibrate,
+    label,
+    sample_known,
+    true_dice,
+)
 from napari_slicelabel.engine.config import MethodConfig
 from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.devices import resolve_device
@@ -27,13 +34,12 @@ from napari_slicelabel.engine.fit import FitConfig, Trainer, check_loss
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.methods.flow import FlowConfig, between
 from napari_slicelabel.engine.networks import ANDERSON, OUTPUT_STRIDE, PLAIN, NetworkConfig, SliceNetwork, describe
-from napari_slicelabel.engine.pieces import Piece
 from napari_slicelabel.engine.planes import PlaneReader
 from napari_slicelabel.engine.predict import predict_bands, with_smaller_tiles
+from napari_slicelabel.engine.regions import Known, Rule, accepted, front_rounds
 from napari_slicelabel.engine.sampling import Plane, PlanePool, SamplingConfig
-from napari_slicelabel.engine.shapes import Shapes, positional_classes
+from napari_slicelabel.engine.shapes import Shapes
 from napari_slicelabel.engine.work import Stack, Work
-from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,8 +54,6 @@ LEAST_FOR_CALIBRATION = 3
 _FOLDS = 2
 _METRIC_EVERY = 10
 _SAVE_EVERY_S = 30.0
-# Held-out pixels kept per slice for the temperature.
-_CALIBRATION_PIXELS = 200_000
 
 # Of 1e6 pixels: on two CPU cores as measured with the default network, on a GPU as guessed. For the plan.
 _TRAIN_S, _PREDICT_S = 2.6, 0.9
@@ -139,7 +143,7 @@ class SelfLabelConfig(MethodConfig):
         description="Passes over all labels per round, instead of steps.",
     )
     fresh_optimizer: bool = Field(False, description="Begin every round with a fresh optimiser, as the paper does.")
-    accept: Literal["two-sided", "one-sided", "all", "quantile"] = Field(
+    accept: Rule = Field(
         "all",
         description="Pseudo-labels to learn from. two-sided: confident pixels of every class and of background;"
         " one-sided: confident pixels of classes, all else is background; all: every pixel;"
@@ -251,43 +255,6 @@ def propagate(context: "RunContext", config: SelfLabelConfig) -> Iterator[Event]
     yield from SelfLabelling(context, config).run()
 
 
-def front_rounds(stack: Sequence[Piece], rounds: int, step: int) -> tuple[tuple[int, ...], ...]:
-    """Return the slices that each round labels, from the annotated ones outwards.
-
-    Parameters
-    ----------
-    stack : sequence of Piece
-        The slices to label.
-    rounds : int
-        Rounds until everything is reached; 0 = as many as it takes.
-    step : int
-        Slices per front and round; 0 = as few as `rounds` allows. What `rounds` leaves out is reached by no round.
-
-    Returns
-    -------
-    tuple of tuple of int
-        Every slice that is not annotated at most once, nearest first.
-
-    Examples
-    --------
-    >>> from napari_slicelabel.engine.pieces import pieces
-    >>> front_rounds(pieces(range(10), [2, 8]), rounds=0, step=1)
-    ((1, 3, 7, 9), (0, 4, 6), (5,))
-    >>> front_rounds(pieces(range(10), [2, 8]), rounds=2, step=0)
-    ((0, 1, 3, 4, 6, 7, 9), (5,))
-    """
-    distance = {index: piece.distance(index) for piece in stack for index in piece.slices if index not in piece.anchors}
-    if not distance:
-        return ()
-    furthest = max(distance.values())
-    step = step or math.ceil(furthest / (rounds or furthest))
-    count = rounds or math.ceil(furthest / step)
-    return tuple(
-        tuple(index for index, far in distance.items() if number * step < far <= (number + 1) * step)
-        for number in range(min(count, math.ceil(furthest / step)))
-    )
-
-
 def work(stacks: Sequence[Stack], classes: int, config: SelfLabelConfig) -> Work:
     """Return how much `propagate` has to do."""
     fronts = [
@@ -335,24 +302,6 @@ def flow_config(config: SelfLabelConfig) -> FlowConfig:
     return FlowConfig(**{name: getattr(config, name) for name in names})
 
 
-def accepted(labelled: Labelled, config: SelfLabelConfig) -> "NDArray[np.uint8]":
-    """Return the pseudo-labels of a predicted slice as channel numbers, 255 = ignore.
-
-    The rules are the choices of ``accept``; see `SelfLabelConfig`. One-sided is the paper's.
-    """
-    channels, confident = labelled.channels, labelled.confidence >= config.theta
-    if config.accept == "all":
-        return channels
-    if config.accept == "one-sided":
-        return np.where(confident, channels, np.uint8(0))
-    if config.accept == "quantile":
-        confident = np.zeros(channels.shape, bool)
-        for channel in np.unique(channels):
-            inside = channels == channel
-            confident |= inside & (labelled.confidence >= np.quantile(labelled.confidence[inside], 1 - config.theta))
-    return np.where(confident, channels, np.uint8(IGNORE))
-
-
 @dataclass
 class SelfLabelling:
     """One run of the method: what was decided at the start, and what it has learned."""
@@ -361,21 +310,18 @@ class SelfLabelling:
     config: SelfLabelConfig
     network: NetworkConfig = field(init=False)
     sampling: SamplingConfig = field(init=False)
+    known: Known = field(init=False)
     calibration: Calibration = field(init=False, default_factory=Calibration)
     digest: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         context, config = self.context, self.config
-        self.sources = tuple(name for name in context.volumes if context.annotated(name))
-        context.need_classes()
+        self.known = Known(context)
+        self.sources = self.known.sources
         image_channels = context.image_channels()
-        # channel number of each label value
-        self._channel = np.full(256, IGNORE, np.uint8)
-        self._channel[[0, *context.class_ids]] = np.arange(1 + len(context.class_ids))
-        self._values = np.array([0, *context.class_ids], np.uint8)
-        self._check_classes()
-        self.complete = self._shapes(context.class_ids)
-        shape_classes = self._shape_classes(list(self.complete.values()))
+        self.known.check_classes()
+        self.complete = self.known.shapes(context.class_ids)
+        shape_classes = self.known.shape_classes(self.complete, config.shapes, config.seed)
         flips = self._flips(shape_classes)
         self.network = NetworkConfig(
             encoder=config.encoder,
@@ -391,54 +337,18 @@ class SelfLabelling:
             shape_classes=shape_classes,
             mirror=config.mirror == "on" or (config.mirror == "auto" and flips and config.augment == "on"),
         )
-        self.shapes = self._shapes(shape_classes)
+        self.shapes = self.known.shapes(shape_classes)
         self.sampling = self._sampling_config(flips=flips)
-        self.usual_area = self._usual_area()
+        self.usual_area = self.known.usual_area()
         self.rounds = self._rounds()
 
     # -- what is decided at the start ---------------------------------------------------------------------------------
-
-    def _check_classes(self) -> None:
-        seen: set[int] = set()
-        for slot in self._human_slots():
-            seen |= set(np.unique(self._target(slot)).tolist())
-        missing = [value for value in self.context.class_ids if int(self._channel[value]) not in seen]
-        if missing:
-            names = {label_class.id: label_class.name for label_class in self.context.project.classes}
-            listed = ", ".join(f"{names.get(value, '?')} ({value})" for value in missing)
-            raise InputError(
-                f"no annotated slice along {self.context.axis} shows the class {listed}; paint it in at least one"
-                " slice, or remove the class from the project"
-            )
 
     def _in_slices(self) -> Literal[1, 3, 5]:
         if self.config.in_slices != "auto":
             return {"1": 1, "3": 3, "5": 5}[self.config.in_slices]  # type: ignore[return-value]
         ratios = [self.context.volume(name).anisotropy(self.context.axis) for name in self.sources]
         return 3 if max(ratios) <= MOST_ANISOTROPIC else 1
-
-    def _shapes(self, classes: tuple[int, ...]) -> dict[str, Shapes]:
-        return {name: self._shapes_of(name, classes) for name in self.sources}
-
-    def _shapes_of(self, name: str, classes: tuple[int, ...]) -> Shapes:
-        annotation, axis = self.context.annotation(name), self.context.axis
-        spacing = dict(zip(AXES, self.context.volume(name).voxel_size, strict=True))
-        del spacing[axis]
-        height, width = spacing.values()
-        # a shape needs an outside: slices in which something is unknown are no anchors
-        anchors = [
-            index for index in self.context.annotated(name) if annotation.supervision(SliceRef(axis, index)).known.all()
-        ]
-        return Shapes(
-            anchors, lambda index: annotation.supervision(SliceRef(axis, index)).target, classes, (height, width)
-        )
-
-    def _shape_classes(self, sources: Sequence[Shapes]) -> tuple[int, ...]:
-        if self.config.shapes == "off" or not any(len(source.anchors) > 1 for source in sources):
-            return ()
-        if self.config.shapes == "on":
-            return self.context.class_ids
-        return positional_classes(sources, np.random.default_rng(self.config.seed))
 
     def _flips(self, shape_classes: tuple[int, ...]) -> bool:
         if self.config.flips != "auto":
@@ -459,12 +369,6 @@ class SelfLabelling:
             shape_mix=(config.shape_mix_low, config.shape_mix_high),
             augmentation=replace(Augmentation(), flips=flips) if config.augment == "on" else NO_AUGMENTATION,
         )
-
-    def _usual_area(self) -> float:
-        areas = [
-            np.count_nonzero((target > 0) & (target != IGNORE)) for target in map(self._target, self._human_slots())
-        ]
-        return float(np.mean(areas))
 
     def _rounds(self) -> tuple[tuple[Slot, ...], ...]:
         per_volume = {
@@ -542,12 +446,12 @@ class SelfLabelling:
         if isinstance(kept, list) and kept != list(self.network.shape_classes):
             classes = tuple(value for value in kept if isinstance(value, int))
             self.network = self.network.model_copy(update={"shape_classes": classes})
-            self.shapes = self._shapes(classes)
+            self.shapes = self.known.shapes(classes)
 
     def _total_steps(self) -> int:
         return self.config.iterations + len(self.rounds) * self.config.round_iterations
 
-    def _trainer(self, network: NetworkConfig, steps: int) -> Trainer:
+    def _trainer(self, network: NetworkConfig, steps: int) -> Trainer[SliceNetwork]:
         config = self.config
         fit = FitConfig(
             steps=steps,
@@ -558,9 +462,9 @@ class SelfLabelling:
             dice_weight=config.dice_weight,
             warmup=0.0 if config.schedule == "constant" else 0.15,
         )
-        return Trainer(network, fit, config.batch, self.context.device)
+        return Trainer(SliceNetwork(network), fit, config.batch, self.context.device)
 
-    def _train(self, trainer: Trainer, pool: PlanePool, steps: int, stage: str) -> Iterator[Event]:
+    def _train(self, trainer: Trainer[SliceNetwork], pool: PlanePool, steps: int, stage: str) -> Iterator[Event]:
         for number, loss in enumerate(trainer.steps(pool, steps), 1):
             yield Progress(stage, number, steps)
             if number % _METRIC_EVERY == 0 or number == steps:
@@ -568,28 +472,30 @@ class SelfLabelling:
             if self.context.stop():
                 return
 
-    def _round(self, trainer: Trainer, number: int) -> Iterator[Event]:
+    def _round(self, trainer: Trainer[SliceNetwork], number: int) -> Iterator[Event]:
         """Label the next slices of every front, and train on."""
         stage = f"round {number + 1}"
         reached = [slot for slots in self.rounds[:number] for slot in slots]
         todo = (reached if self.config.refresh else []) + list(self.rounds[number])
         for count, slot in enumerate(self.context.in_view_first(todo), 1):
             labelled = self._label(trainer.predictor, slot, self.shapes, mirror=False)
-            self.context.write_accepted(slot.volume, slot.index, accepted(labelled, self.config))
+            self.context.write_accepted(
+                slot.volume, slot.index, accepted(labelled, self.config.accept, self.config.theta)
+            )
             yield self._write(slot, labelled, stage)
             yield Progress(stage, count, len(todo), f"{slot.volume} {self.context.axis}{slot.index}")
             if self.context.stop():
                 return
         steps = self.config.round_iterations
         if self.config.round_epochs:
-            planes = len(reached) + len(self.rounds[number]) + len(self._human_slots())
+            planes = len(reached) + len(self.rounds[number]) + len(self.known.human_slots())
             steps = self.config.round_epochs * math.ceil(planes / self.config.batch)
         if self.config.fresh_optimizer:
             trainer.restart(trainer.config)
         pool = self._pool((*reached, *self.rounds[number]))
         yield from self._train(trainer, pool, steps, f"{stage}: learn")
 
-    def _finish(self, trainer: Trainer, filled: Iterable[Slot]) -> Iterator[Event]:
+    def _finish(self, trainer: Trainer[SliceNetwork], filled: Iterable[Slot]) -> Iterator[Event]:
         self._save_model(trainer.predictor)
         if self.context.stop():
             return
@@ -662,7 +568,7 @@ class SelfLabelling:
 
     def _calibrate(self) -> Iterator[Event]:
         """Hold annotated slices out in turn, and measure how sure a network may be of such slices."""
-        slots = self._human_slots()
+        slots = self.known.human_slots()
         if self.config.calibrate == "off" or len(slots) < LEAST_FOR_CALIBRATION:
             return
         found: list[HeldOut] = []
@@ -682,12 +588,8 @@ class SelfLabelling:
         yield Metric("held_out_dice", float(np.mean([score for score in scores if score is not None] or [0.0])), 0)
 
     def _judge(self, network: SliceNetwork, slot: Slot, held_out: Sequence[Slot]) -> HeldOut:
-        target = self._target(slot)
-        known = np.flatnonzero(target != IGNORE)
-        if len(known) > _CALIBRATION_PIXELS:
-            known = np.sort(self.context.rng.choice(known, _CALIBRATION_PIXELS, replace=False))
-        picked = np.zeros(target.shape, bool)
-        picked.ravel()[known] = True
+        target = self.known.human(slot)
+        picked = sample_known(target, self.context.rng)
         read = self._reader(network, slot, self.shapes, self._left_out(slot, held_out))
 
         def work(tile: int) -> "NDArray[np.float32]":
@@ -700,14 +602,6 @@ class SelfLabelling:
         return HeldOut(with_smaller_tiles(work, self.context.device), target[picked], distance)
 
     # -- reading and writing slices -----------------------------------------------------------------------------------
-
-    def _human_slots(self) -> list[Slot]:
-        return [Slot(name, index) for name in self.sources for index in self.context.annotated(name)]
-
-    def _target(self, slot: Slot) -> "NDArray[np.uint8]":
-        """Return what a human painted in a slice, as channel numbers; 255 = unknown."""
-        supervision = self.context.annotation(slot.volume).supervision(SliceRef(self.context.axis, slot.index))
-        return np.where(supervision.known, self._channel[supervision.target], np.uint8(IGNORE))
 
     def _reader(
         self, network: SliceNetwork, slot: Slot, shapes: dict[str, Shapes], without: Collection[int] = ()
@@ -726,7 +620,7 @@ class SelfLabelling:
     ) -> "NDArray[np.float16] | None":
         if not network.shape_classes:
             return None
-        found = shapes[slot.volume].around(slot.index, {*without, *self._beyond(slot)})
+        found = shapes[slot.volume].around(slot.index, {*without, *self.known.beyond(slot)})
         if found is None:
             # no neighbour speaks for or against a class: on its border everywhere
             size = self.context.volume(slot.volume).plane_shape(self.context.axis)
@@ -744,21 +638,16 @@ class SelfLabelling:
 
         return with_smaller_tiles(work, self.context.device)
 
-    def _beyond(self, slot: Slot) -> frozenset[int]:
-        """Return the annotated slices that lie behind a stop slice."""
-        piece = self.context.piece(slot.volume, slot.index)
-        return frozenset(self.context.annotated(slot.volume)) - frozenset(piece.anchors) if piece else frozenset()
-
     def _distance(self, slot: Slot) -> int:
-        piece = self.context.piece(slot.volume, slot.index)
+        distance = self.known.distance(slot)
         # of a volume without annotated slices nothing is known but that it is further away than what was measured
-        return piece.distance(slot.index) if piece else math.ceil(2 * self.calibration.reference)
+        return math.ceil(2 * self.calibration.reference) if distance is None else distance
 
     def _write(self, slot: Slot, labelled: Labelled, provenance: str) -> SliceDone:
         return self.context.write_slice(
             slot.volume,
             slot.index,
-            self._values[labelled.channels],
+            self.known.values[labelled.channels],
             np.rint(labelled.confidence * 255).astype(np.uint8),
             provenance=provenance,
             score=self.calibration.corrected(labelled.expected, self._distance(slot)),
@@ -787,7 +676,7 @@ class SelfLabelling:
         """
         config = self.config
         network = self.network.model_copy(update={"shape_classes": ()}) if student else self.network
-        human = [slot for slot in self._human_slots() if slot not in set(without)]
+        human = [slot for slot in self.known.human_slots() if slot not in set(without)]
         shuffled = [
             [slots[number] for number in self.context.rng.permutation(len(slots))]
             for slots in (human, machine, between)
@@ -811,7 +700,7 @@ class SelfLabelling:
             own = self.shapes[slot.volume].at(slot.index)
         return Plane(
             PlaneReader(self.context.volume(slot.volume), self.context.axis, network).read_whole(slot.index),
-            self._target(slot),
+            self.known.human(slot),
             1.0,
             human=True,
             own=own,
@@ -833,7 +722,7 @@ class SelfLabelling:
 
     def _left_out(self, slot: Slot, without: Sequence[Slot]) -> set[int]:
         """Return the annotated slices that do not speak for a slice: held out, or behind a stop."""
-        return {other.index for other in without if other.volume == slot.volume} | self._beyond(slot)
+        return {other.index for other in without if other.volume == slot.volume} | self.known.beyond(slot)
 
     def _interpolated_plane(self, network: NetworkConfig, slot: Slot, without: Sequence[Slot]) -> Plane:
         left_out = self._left_out(slot, without)
@@ -866,10 +755,10 @@ class SelfLabelling:
     def _machine_plane(self, network: NetworkConfig, slot: Slot, *, student: bool) -> Plane:
         if student:
             confident = self.context.read_confidence(slot.volume, slot.index) >= round(255 * self.config.theta)
-            predicted = self._channel[self.context.read_prediction(slot.volume, slot.index)]
+            predicted = self.known.channel[self.context.read_prediction(slot.volume, slot.index)]
             target = np.where(confident, predicted, np.uint8(IGNORE))
         else:
-            target = self.context.read_accepted(slot.volume, slot.index)
+            target = self.known.pseudo(slot)
         return Plane(
             PlaneReader(self.context.volume(slot.volume), self.context.axis, network).read_whole(slot.index),
             target,

@@ -24,6 +24,8 @@ _NAMES = {
     "interpolate": "Interpolate shapes (seconds)",
     "flow": "Flow: carries labels along (a minute)",
     "self-label": "Self-label: learns (minutes)",
+    "gradual-3d": "Gradual 3D: learns in 3D (several minutes)",
+    "self-train": "Self-train: 2D and 3D vote (over lunch)",
 }
 _PREFERRED = "self-label"
 _STAGES = {
@@ -31,6 +33,9 @@ _STAGES = {
     "fill": "Labelling all slices",
     "calibrate": "Measuring confidence",
     "transfer": "Learning a model for other images",
+    "settle": "Learning from the slices that watched",
+    "planes": "Learning in 2D",
+    "volume": "Learning in 3D",
 }
 
 

@@ -1,0 +1,200 @@
+"""IoU after each round of gradual learning, for some annotated subvolumes: ``python -m benchmarks.gradual``.
+
+The figure of S2 (Engster 2025) at a smaller size: med_mni152_tissue, every third voxel, brain against the rest; n
+random cubes that do not overlap are annotated, each as large a share of the volume as 80³ is of 192 x 256 x 256.
+Results are appended to a file of JSON lines; a run that is in it already is not repeated. The table goes to
+docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from benchmarks.document import read_results, write_section
+from benchmarks.jobs import apart, collect
+from benchmarks.runs import DATA
+from napari_slicelabel.data.boxes import Box, SliceRef
+from napari_slicelabel.data.classes import PAINTED_BACKGROUND
+from napari_slicelabel.data.project import Project
+from napari_slicelabel.engine.blocks import BlockPredictor, BlockReader
+from napari_slicelabel.engine.config import build_config
+from napari_slicelabel.engine.events import Event, Metric, Progress
+from napari_slicelabel.engine.networks import load_model
+from napari_slicelabel.engine.run import run
+from napari_slicelabel.engine.state import load_state
+from napari_slicelabel.engine.volume_networks import VolumeNetwork
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+THINNED = 3
+PAPER_SHARE = 80**3 / (192 * 256 * 256)
+# The cubes are 18 voxels wide instead of 80; the step is as much smaller. Crops are as small as the network takes.
+SETTINGS: dict[str, object] = {
+    "preset": "paper",
+    "device": "cpu",
+    "levels": 4,
+    "crop_px": 32,
+    "crop_depth": 32,
+    "step": 2,
+    "iterations": 300,
+    "round_iterations": 60,
+}
+PAPER = {2: "0.30 -> 0.58", 3: "0.41 -> 0.63", 10: "0.55 -> 0.76"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run."""
+
+    cubes: int
+    seed: int
+
+    def key(self) -> tuple[int, int]:
+        """Return what tells it from others."""
+        return self.cubes, self.seed
+
+
+def cubes(shape: tuple[int, ...], count: int, rng: np.random.Generator) -> list[Box]:
+    """Return boxes that do not overlap, at random."""
+    side = round((PAPER_SHARE * np.prod(shape)) ** (1 / 3))
+    found: list[Box] = []
+    while len(found) < count:
+        start = tuple(int(rng.integers(n - side + 1)) for n in shape)
+        box = Box(start, tuple(a + side for a in start))
+        if not any(box.intersect(other).size for other in found):
+            found.append(box)
+    return found
+
+
+def annotated(folder: Path, image: NDArray[np.uint8], truth: NDArray[np.uint8], boxes: list[Box]) -> Project:
+    """Return a project in which the boxes are annotated, background too."""
+    np.save(folder / "image.npy", image)
+    project = Project.create(folder / "bench.slicelabel", [folder / "image.npy"], classes=["brain"])
+    known = np.zeros(truth.shape, bool)
+    for box in boxes:
+        known[box.slices] = True
+    painted = np.where(known, np.where(truth == 0, PAINTED_BACKGROUND, truth), 0).astype(np.uint8)
+    for index in np.flatnonzero(known.any((1, 2))):
+        project.annotation("image").write_slice(SliceRef("z", int(index)), painted[index])
+    return project
+
+
+def weights_by_round(project: Project, events: Iterator[Event]) -> Iterator[tuple[dict[str, Tensor], dict[str, float]]]:
+    """Yield the weights after the fit and after each round, with what the round told, as the run goes on."""
+    told: dict[str, float] = {}
+    stage = ""
+    for event in events:
+        if isinstance(event, Metric):
+            told[event.name] = event.value
+        elif isinstance(event, Progress) and event.stage != stage:
+            # a new stage begins: the state on disk is that at the end of the last one
+            if stage == "fit" or stage.endswith(": learn"):
+                state = load_state(project.run_folder(project.run_ids()[-1]) / "state")
+                assert state is not None
+                yield {name: value for name, value in state[0].items() if name.startswith("network.")}, dict(told)
+            stage = event.stage
+
+
+def iou(network: VolumeNetwork, project: Project, truth: NDArray[np.uint8], known: NDArray[np.bool_]) -> float:
+    """Return the IoU of the brain in the whole volume outside of what was annotated."""
+    reader, config = BlockReader(project.volume("image"), "z"), network.config
+    with tempfile.TemporaryDirectory() as folder:
+        predictor = BlockPredictor(
+            network,
+            reader.read,
+            reader.shape,
+            2,
+            tile=config.tile,
+            stride=config.stride,
+            device=torch.device("cpu"),
+            scratch=Path(folder) / "sums",
+        )
+        labels = np.empty(truth.shape, np.uint8)
+        for index in range(len(labels)):
+            list(predictor.prepare(index))
+            labels[index] = np.concatenate([band.probability.argmax(0) for band in predictor.bands(index)])
+    found, there = (values[~known] > 0 for values in (labels, truth))
+    return float((found & there).sum() / (found | there).sum())
+
+
+def measure(count: int, seed: int) -> dict[str, Any]:
+    """Return the IoU after the fit and after each round, with ``count`` cubes."""
+    with np.load(DATA / "med_mni152_tissue.npz") as arrays:
+        image, labels = (arrays[name][::THINNED, ::THINNED, ::THINNED] for name in ("image", "labels"))
+    truth = (labels > 0).astype(np.uint8)
+    boxes = cubes(truth.shape, count, np.random.default_rng(seed))
+    known = np.zeros(truth.shape, bool)
+    for box in boxes:
+        known[box.slices] = True
+    with tempfile.TemporaryDirectory() as folder:
+        project = annotated(Path(folder), image, truth, boxes)
+        events = run(project, build_config("gradual-3d", {**SETTINGS, "seed": seed}))
+        rounds = list(weights_by_round(project, events))
+        network, _ = load_model(project.run_folder(project.run_ids()[-1]) / "model")
+        assert isinstance(network, VolumeNetwork)
+        scores = []
+        for weights, _told in rounds:
+            network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
+            scores.append(iou(network, project, truth, known))
+    return {
+        "cubes": count,
+        "seed": seed,
+        "annotated": float(known.mean()),
+        "iou": scores,
+        "coverage": [told.get("coverage", float(known.mean())) for _, told in rounds],
+    }
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return the results as a Markdown table."""
+    most = max(len(result["iou"]) for result in results)
+    lines = [
+        f"| cubes | annotated | seed | {' | '.join(f'round {n}' if n else 'fit' for n in range(most))} | paper |",
+        f"|---|---|---|{'---|' * most}---|",
+    ]
+    for result in sorted(results, key=lambda r: (r["cubes"], r["seed"])):
+        scores = [f"{value:.3f}".removeprefix("0") for value in result["iou"]]
+        lines.append(
+            f"| {result['cubes']} | {result['annotated']:.0%} | {result['seed']}"
+            f" | {' | '.join([*scores, *[''] * (most - len(scores))])} | {PAPER.get(result['cubes'], '')} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cubes", nargs="+", type=int, default=[2, 3, 10])
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
+    parser.add_argument("--results", type=Path, default=Path("gradual.jsonl"))
+    parser.add_argument("--no-table", action="store_true", help="leave docs/benchmarks.md alone")
+    arguments = parser.parse_args()
+    have = {(r["cubes"], r["seed"]) for r in read_results(arguments.results)}
+    todo = [Job(count, seed) for seed, count in product(range(arguments.seeds), arguments.cubes)]
+    jobs = [
+        partial(apart, "benchmarks.gradual:measure", {"count": job.cubes, "seed": job.seed}, arguments.threads)
+        for job in todo
+        if job.key() not in have
+    ]
+    collect(jobs, arguments.results, arguments.parallel)
+    if not arguments.no_table:
+        write_section("gradual", table(read_results(arguments.results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,742 @@
+"""Heterogeneous self-training (S5): labels of 2D networks and of a 3D one differ; a meta-model learns from all of them.
+
+After Zheng et al., AAAI 2020, preset ``paper``. One 2D network, trained on planes of all axes, gives a set of
+pseudo-labels per axis, a 3D network trained on the same sparse annotation one more. A Y-shaped DenseVoxNet sees the
+image and the average of the sets, and learns at first from a set drawn at random, then from the one that is nearest to
+what it says. Ours, preset ``default``: it also sees how far the sets disagree, which counts in the confidence, too.
+"""
+
+# No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
+import math
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from napari_slicelabel.data.boxes import AXES, Axis, Box
+from napari_slicelabel.data.files import storage_errors
+from napari_slicelabel.engine.block_sampling import Block, BlockPool, ShapesOf, block_boxes
+from napari_slicelabel.engine.blocks import BlockPredictor, along, crop_size
+from napari_slicelabel.engine.confidence import Calibration, Labelled, label
+from napari_slicelabel.engine.context import Slot
+from napari_slicelabel.engine.densevoxnet import AUXILIARY_WEIGHT, DenseVoxNet
+from napari_slicelabel.engine.events import Event, Metric, Progress
+from napari_slicelabel.engine.fit import Trainer
+from napari_slicelabel.engine.losses import IGNORE, masked_losses
+from napari_slicelabel.engine.networks import OUTPUT_STRIDE, NetworkConfig, SliceNetwork
+from napari_slicelabel.engine.planes import PlaneReader
+from napari_slicelabel.engine.predict import Band, predict_bands, with_smaller_tiles
+from napari_slicelabel.engine.sampling import Batch, Plane, PlanePool, SamplingConfig
+from napari_slicelabel.engine.stores import SliceStore
+from napari_slicelabel.engine.volume_learning import (
+    FOLDS,
+    LEAST_FOR_CALIBRATION,
+    VolumeLearner,
+    VolumeLearningConfig,
+    voxel_seconds,
+)
+from napari_slicelabel.engine.volume_networks import COARSE, VolumeNetwork
+from napari_slicelabel.engine.work import Stack, Work
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from napari_slicelabel.data.volume import Volume
+    from napari_slicelabel.engine.context import RunContext
+
+NAME = "self-train"
+
+VOLUME_SET = "3d"
+"""The set of pseudo-labels of the 3D network; the others are called by their axis."""
+
+_SAVE_EVERY_S = 30.0
+_BYTES_PER_VOXEL = 24
+# Planes along an axis that nobody annotated, of which only lines are known.
+_CROSSED_PLANES = 24
+_LEAST_PLANE_PX = 16
+_META_STRIDE = (4, 4, 4)
+# Where no set names a class the mean is not taken for certain.
+_LEAST_MEAN = 0.01
+# Number of the stage behind which there is only the filling.
+_LAST_STAGE = 5
+# Of as many pixels as voxels, times what the 3D network takes: the 2D network, the meta-model. As measured on a CPU.
+_PLANE_COST, _META_COST = 1.1, 3.3
+
+
+class SelfTrainConfig(VolumeLearningConfig):
+    """Parameters of `propagate`."""
+
+    PRESETS: ClassVar = {
+        "default": {},
+        "paper": {
+            "network": "densevoxnet",
+            "shapes": "off",
+            "in_slices": "1",
+            "plane_iterations": 2000,
+            "iterations": 2000,
+            "random_iterations": 1000,
+            "nearest_iterations": 1000,
+            "batch": 2,
+            "crop_px": 64,
+            "crop_depth": 64,
+            "learning_rate": 5e-4,
+            "schedule": "poly",
+            "weight_decay": 0.0,
+            "ema": 0.0,
+            "dice_weight": 0.0,
+            "pseudo_weight": 1.0,
+            "human_share": 0.0,
+            "foreground_share": 0.0,
+            "augment": "off",
+            "flips": "on",
+            "calibrate": "off",
+            "average": "hard",
+            "variance": "off",
+            "start": "random",
+            "consensus": 0.0,
+        },
+    }
+    SIMPLE: ClassVar = ("iterations", "planes", "axis", "range", "device")
+
+    planes: Literal["auto", "run", "all"] = Field(
+        "auto",
+        description="Along which axes the 2D network labels planes. auto: those whose pixels are less than 2 times as"
+        " long as wide; all: z, y and x; run: that of the run.",
+    )
+    plane_iterations: int = Field(
+        150, ge=1, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps of the 2D network."
+    )
+    plane_batch: int = Field(8, ge=1, le=512, json_schema_extra={"step": 1}, description="2D crops per step.")
+    in_slices: Literal["1", "3"] = Field("3", description="Neighbouring planes that the 2D network sees.")
+    random_iterations: int = Field(
+        60,
+        ge=0,
+        le=1_000_000,
+        json_schema_extra={"step": 50},
+        description="Training steps of the meta-model with a random set of pseudo-labels as the truth.",
+    )
+    nearest_iterations: int = Field(
+        60,
+        ge=0,
+        le=1_000_000,
+        json_schema_extra={"step": 50},
+        description="And with the set that is nearest to what it says of a crop.",
+    )
+    average: Literal["soft", "hard"] = Field(
+        "soft",
+        description="Whether the meta-model sees the mean of the sets with their confidence, or of their labels.",
+    )
+    variance: Literal["on", "off"] = Field("on", description="Whether it also sees how far the sets disagree.")
+    start: Literal["mean", "random"] = Field(
+        "mean",
+        description="What the meta-model says before it is trained: the mean of the sets, which it learns to correct;"
+        " or anything, which takes far more training steps.",
+    )
+    consensus: float = Field(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        json_schema_extra={"step": 0.05},
+        description="Share of the mean of the sets in the result: where they disagree confidence falls.",
+    )
+
+
+def propagate(context: "RunContext", config: SelfTrainConfig) -> Iterator[Event]:
+    """Make sets of pseudo-labels in 2D and in 3D, train the meta-model on them, fill everything with it.
+
+    Parameters
+    ----------
+    context : RunContext
+        The run.
+    config : SelfTrainConfig
+        The parameters.
+
+    Yields
+    ------
+    Event
+        `Progress` and `Metric` while training, a `SliceDone` for every slice as it is predicted.
+
+    Raises
+    ------
+    InputError
+        No class is painted or one of them in no annotated slice, a constant image, images that differ in channels.
+    DeviceError
+        The GPU's memory is full even with one crop, or small tiles.
+
+    Notes
+    -----
+    Stages, each with its state on disk at the end: *calibrate* (with the 3D network alone), *planes* (the 2D network),
+    *label along z* and so on (its sets), *volume* (the 3D network), *label in 3D* (its set), *meta*, *fill*. A resume
+    goes on behind the last stage that ended, and in *fill* where it was. The sets lie in the run's folder until the run
+    has ended.
+
+    The model that is kept for other images is the 3D network: the meta-model needs the sets.
+    """
+    run = SelfTraining(context, config)
+    with closing(run.learner):
+        yield from run.run()
+
+
+def plane_axes(volume: "Volume", setting: Literal["auto", "run", "all"], axis: Axis) -> tuple[Axis, ...]:
+    """Return the axes along which the 2D network labels the planes of a volume.
+
+    Parameters
+    ----------
+    volume : Volume
+        Its spacing and shape decide.
+    setting : {"auto", "run", "all"}
+        auto leaves out planes whose pixels are `COARSE` times as long as wide or more, unless they are those of the
+        run, and planes of fewer than 16 pixels along a side.
+    axis : {"z", "y", "x"}
+        That of the run.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from napari_slicelabel.data.volume import Volume
+    >>> plane_axes(Volume.from_array(np.zeros((20, 64, 64)), voxel_size=(40, 4, 4)), "auto", "z")
+    ('z',)
+    """
+    if setting == "run":
+        return (axis,)
+    if setting == "all":
+        return AXES
+    return tuple(other for other in AXES if other == axis or _makes_sense(volume, other))
+
+
+def _makes_sense(volume: "Volume", axis: Axis) -> bool:
+    inside = [size for size, name in zip(volume.voxel_size, AXES, strict=True) if name != axis]
+    return max(inside) / min(inside) < COARSE and min(volume.plane_shape(axis)) >= _LEAST_PLANE_PX
+
+
+def work(stacks: Sequence[Stack], classes: int, config: SelfTrainConfig) -> Work:
+    """Return how much `propagate` has to do; what the sets take is in the seconds of a prediction."""
+    annotated = sum(stack.annotated for stack in stacks)
+    pixels = max(stack.pixels for stack in stacks)
+    filled = sum(stack.slices for stack in stacks)
+    steps = config.plane_iterations + config.iterations + config.random_iterations + config.nearest_iterations
+    predictions = filled
+    if config.calibrate == "auto" and annotated >= LEAST_FOR_CALIBRATION:
+        steps += FOLDS * config.fold_iterations
+        predictions += annotated
+    crop = min(config.crop_px**2, pixels) * min(config.crop_depth, max(stack.slices for stack in stacks))
+    train_s, predict_s = voxel_seconds(config)
+    plane_crops = config.plane_batch * min(config.crop_px**2, pixels)
+    meta_steps = config.random_iterations + config.nearest_iterations
+    voxels = _PLANE_COST * config.plane_iterations * plane_crops + config.batch * crop * (
+        _META_COST * meta_steps + steps - config.plane_iterations - meta_steps
+    )
+    pool = min(config.pool_mb * 2**20, filled * pixels * _BYTES_PER_VOXEL)
+    return Work(
+        rounds=0,
+        steps=steps,
+        predictions=predictions,
+        step_s=voxels / 1e6 * train_s / steps,
+        # 3D network, meta-model, and up to three times the 2D network
+        prediction_s=5 * pixels / 1e6 * predict_s,
+        memory_bytes=int(800 * 2**20 + pool + config.batch * crop * 4000),
+    )
+
+
+class MetaLoss:
+    """The loss of the meta-model: cross-entropy (and Dice) to one of several sets of pseudo-labels.
+
+    Attributes
+    ----------
+    nearest : bool
+        False: to a set drawn at random for each crop (random fitting). True: to the set with the lowest cross-entropy
+        (nearest-neighbour fitting). S5.
+    """
+
+    def __init__(self, dice_weight: float, rng: np.random.Generator) -> None:
+        self.nearest = False
+        self._dice_weight, self._rng = dice_weight, rng
+
+    def __call__(self, output: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
+        """Return the loss.
+
+        Parameters
+        ----------
+        output : tuple of 2 Tensor of shape (b, c, d, h, w)
+            Logits of the classifier and of the auxiliary one.
+        batch : Batch
+            Its targets (b, n, d, h, w), or (b, d, h, w) of a single set.
+        """
+        logits, auxiliary = (part.float() for part in output)
+        targets = batch.target if batch.target.ndim == logits.ndim else batch.target[:, None]
+        target = targets[torch.arange(len(targets), device=targets.device), self._choice(logits, targets)]
+        main, other = (
+            masked_losses(part, target, batch.weight, dice_weight=self._dice_weight) for part in (logits, auxiliary)
+        )
+        return main + AUXILIARY_WEIGHT * other
+
+    def _choice(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if not self.nearest:
+            drawn = self._rng.integers(targets.shape[1], size=len(targets))
+            return torch.from_numpy(drawn).to(targets.device)
+        return nearest_set(logits.detach(), targets)
+
+
+def nearest_set(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return which set of labels is nearest to a prediction, by cross-entropy over the known voxels of each crop.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (b, c, d, h, w)
+        The prediction.
+    targets : Tensor of shape (b, n, d, h, w), uint8
+        The sets; 255 = unknown.
+
+    Returns
+    -------
+    Tensor of shape (b,), int64
+    """
+    distances = [
+        functional.cross_entropy(
+            logits, torch.where(target == IGNORE, -100, target.long()), reduction="none", ignore_index=-100
+        )
+        .flatten(1)
+        .sum(1)
+        / (target != IGNORE).flatten(1).sum(1).clamp(min=1)
+        for target in targets.unbind(1)
+    ]
+    return torch.stack(distances, 1).argmin(1)
+
+
+class _Meta(DenseVoxNet):
+    """The Y-shaped DenseVoxNet: both outputs while it is trained, one when it predicts.
+
+    Parameters
+    ----------
+    image_channels, mean_channels : int
+        Of its two inputs; the first channels of the second are the mean of the sets, one for each output.
+    out_channels : int
+        Classes and background.
+    start_at_mean : bool
+        Whether the logarithm of the mean is added to the logits, and the classifiers start at zero: before any training
+        the prediction is the mean.
+    """
+
+    def __init__(self, image_channels: int, mean_channels: int, out_channels: int, *, start_at_mean: bool) -> None:
+        super().__init__((image_channels, mean_channels), out_channels)
+        self._mean = slice(image_channels, image_channels + out_channels) if start_at_mean else None
+        if start_at_mean:
+            for head in (self.classifier, self.auxiliary):
+                torch.nn.init.zeros_(head.weight)
+                torch.nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits, auxiliary = self.with_auxiliary(x)
+        if self._mean is not None:
+            mean = x[:, self._mean].float().clamp(min=_LEAST_MEAN).log()
+            logits, auxiliary = logits.float() + mean, auxiliary.float() + mean
+        return (logits, auxiliary) if self.training else logits  # type: ignore[return-value] # MetaLoss takes both
+
+
+@dataclass
+class SelfTraining:
+    """One run of the method."""
+
+    context: "RunContext"
+    config: SelfTrainConfig
+    learner: VolumeLearner = field(init=False)
+    planes: NetworkConfig = field(init=False)
+    axes: Mapping[str, tuple[Axis, ...]] = field(init=False)
+    digest: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        context, config = self.context, self.config
+        self.learner = VolumeLearner(context, config)
+        self.axes = {name: plane_axes(context.volume(name), config.planes, context.axis) for name in context.volumes}
+        network = self.learner.network
+        self.planes = NetworkConfig(
+            image_channels=network.image_channels,
+            in_slices=3 if config.in_slices == "3" else 1,
+            classes=context.class_ids,
+            mirror=network.mirror,
+            filters=(config.width, 2 * config.width, 4 * config.width, 6 * config.width, 8 * config.width),
+        )
+        self._kept: dict[tuple[str, str, str], SliceStore] = {}
+
+    # -- the stages ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> Iterator[Event]:
+        """Go through the stages; see `propagate`."""
+        tensors, extra = self.context.load_state() or ({}, {})
+        # of what this part goes by: what is painted while it fills must be seen by the next one
+        self.digest = self.context.annotation_digest()
+        done = int(extra.get("done", -1))  # type: ignore[arg-type]
+        if done >= 0:
+            self.learner.calibration = Calibration(**extra["calibration"])  # type: ignore[arg-type]
+            self.learner.see_shapes_of(extra["shape_classes"])  # type: ignore[arg-type]
+        stages = (
+            self._calibrate,
+            self._learn_planes,
+            self._label_planes,
+            self._learn_volume,
+            self._label_volume,
+            self._learn_meta,
+        )
+        for number, stage in enumerate(stages):
+            if number <= done:
+                continue
+            found: dict[str, Tensor] = {}
+            yield from stage(tensors, found)
+            if self.context.stop():
+                return
+            tensors = found
+            self._save(tensors, done=number)
+        filled: Iterable[Slot] = ()
+        if extra.get("annotation") == self.digest:
+            kept = extra.get("filled")
+            filled = [Slot(**slot) for slot in kept] if isinstance(kept, list) else ()  # type: ignore[arg-type]
+        yield from self._fill(tensors, filled)
+
+    def _save(self, tensors: Mapping[str, Tensor], *, done: int, filled: Iterable[Slot] = ()) -> None:
+        self.context.save_state(
+            tensors,
+            {
+                "calibration": asdict(self.learner.calibration),
+                "done": done,
+                "filled": [asdict(slot) for slot in sorted(filled)],
+                "annotation": self.digest,
+                "shape_classes": list(self.learner.network.shape_classes),
+            },
+        )
+
+    def _calibrate(self, _: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
+        yield from self._say_what_is_left_out()
+        yield from self.learner.calibrated()
+
+    def _say_what_is_left_out(self) -> Iterator[Event]:
+        for number, (name, axes) in enumerate(self.axes.items(), 1):
+            left_out = ", ".join(axis for axis in AXES if axis not in axes)
+            text = f"{name}: no planes along {left_out}" if left_out else f"{name}: planes along z, y and x"
+            yield Progress("choose planes", number, len(self.axes), text)
+            yield Metric("plane_axes", len(axes), 0)
+
+    def _learn_planes(self, _: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
+        config = self.config
+        trainer = Trainer(
+            SliceNetwork(self.planes),
+            self.learner.fit(config.plane_iterations),
+            config.plane_batch,
+            self.context.device,
+        )
+        yield from self.learner.train(trainer, self._plane_pool(), config.plane_iterations, "planes")
+        found.update(trainer.predictor.state_dict())
+
+    def _label_planes(self, tensors: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
+        network = SliceNetwork(self.planes)
+        network.load_state_dict(dict(tensors))
+        network.to(self.context.device).eval()
+        for name, axes in self.axes.items():
+            for axis in axes:
+                yield from self._label_along(network, name, axis)
+                if self.context.stop():
+                    return
+
+    def _label_along(self, network: SliceNetwork, name: str, axis: Axis) -> Iterator[Event]:
+        volume = self.context.volume(name)
+        reader, shape = PlaneReader(volume, axis, self.planes), volume.plane_shape(axis)
+        indices = self.context.slices(name) if axis == self.context.axis else range(volume.depth(axis))
+        for number, index in enumerate(indices, 1):
+
+            def labelled(tile: int, index: int = index) -> Labelled:
+                bands = predict_bands(
+                    network,
+                    lambda rows, columns: reader.read(index, rows, columns),
+                    shape,
+                    self.context.device,
+                    tile=tile,
+                    mirror=False,
+                )
+                return label(bands, shape, len(self.planes.classes), 1.0, self.learner.usual_area)
+
+            self._write_set(axis, name, index, with_smaller_tiles(labelled, self.context.device))
+            yield Progress(f"label along {axis}", number, len(indices), f"{name} {axis}{index}")
+            if self.context.stop():
+                return
+
+    def _learn_volume(self, _: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
+        trainer = self.learner.trainer(self.config.iterations)
+        pool = self.learner.pool(pseudo=False)
+        yield from self.learner.train(trainer, pool, self.config.iterations, "volume")
+        found.update(trainer.predictor.state_dict())
+        self.learner.save_model(trainer.predictor, NAME)
+
+    def _label_volume(self, tensors: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
+        network = VolumeNetwork(self.learner.network)
+        network.load_state_dict(dict(tensors))
+        network.to(self.context.device).eval()
+        for name in self.context.volumes:
+            with closing(self.learner.predictor(network, name, mirror=False)) as predictor:
+                for index in self.context.slices(name):
+                    for labelled in self.learner.labelled(predictor, Slot(name, index), "label in 3D"):
+                        if isinstance(labelled, Progress):
+                            yield labelled
+                        else:
+                            self._write_set(VOLUME_SET, name, index, labelled)
+                    predictor.release(index)
+                    yield Progress("label in 3D", index, len(self.context.slices(name)), f"{name} {index}")
+                    if self.context.stop():
+                        return
+
+    def _learn_meta(self, _: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
+        config = self.config
+        loss = MetaLoss(config.dice_weight, self.context.rng)
+        fit = self.learner.fit(config.random_iterations + config.nearest_iterations)
+        # as many voxels in a step as the 3D network sees, although crops may have to be deeper
+        share = math.prod(self.learner.sampling.crop) / math.prod(self._meta_crop())
+        batch = max(1, round(config.batch * share))
+        trainer: Trainer[_Meta] = Trainer(self._meta(), fit, batch, self.context.device, loss)
+        pool = self._meta_pool()
+        yield from self.learner.train(trainer, pool, config.random_iterations, "meta-model, random sets")
+        if self.context.stop():
+            return
+        loss.nearest = True
+        yield from self.learner.train(trainer, pool, config.nearest_iterations, "meta-model, nearest sets")
+        # not the running mean of the weights: batch norm's statistics belong to the weights themselves
+        found.update(trainer.network.state_dict())
+
+    def _fill(self, tensors: Mapping[str, Tensor], filled: Iterable[Slot]) -> Iterator[Event]:
+        meta = self._meta()
+        meta.load_state_dict(dict(tensors))
+        meta.to(self.context.device).eval()
+        slots = [Slot(name, index) for name in self.context.volumes for index in self.context.slices(name)]
+        done, saved = set(filled), time.monotonic()
+        predictors: dict[str, BlockPredictor] = {}
+        left = Counter(slot.volume for slot in slots if slot not in done)
+        try:
+            for slot in self.context.in_view_first([slot for slot in slots if slot not in done]):
+                if slot.volume not in predictors:
+                    predictors[slot.volume] = self._meta_predictor(meta, slot.volume)
+                predictor = predictors[slot.volume]
+                name = f"{slot.volume} {self.context.axis}{slot.index}"
+                for count, total in predictor.prepare(slot.index):
+                    yield Progress("fill", len(done), len(slots), f"{name}, tile {count} of {total}")
+                yield self.learner.write(slot, self._labelled(predictor, slot), "final")
+                predictor.release(slot.index)
+                left[slot.volume] -= 1
+                if not left[slot.volume]:
+                    predictor.close()
+                done.add(slot)
+                yield Progress("fill", len(done), len(slots), name)
+                is_last = self.context.stop()
+                if is_last or time.monotonic() - saved > _SAVE_EVERY_S:
+                    self._save(tensors, done=_LAST_STAGE, filled=done)
+                    saved = time.monotonic()
+                if is_last:
+                    return
+        finally:
+            for predictor in predictors.values():
+                predictor.close()
+        shutil.rmtree(self.context.folder / "sets", ignore_errors=True)
+
+    def _labelled(self, predictor: BlockPredictor, slot: Slot) -> Labelled:
+        """Return a slice as the meta-model and the mean of the sets see it together."""
+        shape = self.context.volume(slot.volume).plane_shape(self.context.axis)
+        share = self.config.consensus
+
+        def bands() -> Iterator[Band]:
+            for rows, probability in predictor.bands(slot.index):
+                if share:
+                    box = Box((slot.index, rows.start, 0), (slot.index + 1, rows.stop, shape[1]))
+                    mean = self._averaged(slot.volume, box)[: len(probability), 0].astype(np.float32)
+                    probability = probability + share * (mean - probability)
+                yield Band(rows, probability)
+
+        temperature = self.learner.calibration.temperature_at(self.learner.distance(slot))
+        return label(bands(), shape, len(self.planes.classes), temperature, self.learner.usual_area)
+
+    # -- the 2D network -----------------------------------------------------------------------------------------------
+
+    def _plane_pool(self) -> PlanePool:
+        context, config, learner = self.context, self.config, self.learner
+        sizes = [n for name in learner.known.sources for n in learner.reader(name).shape]
+        crop = min(config.crop_px, math.ceil(max(sizes) / OUTPUT_STRIDE) * OUTPUT_STRIDE)
+        wanted = [
+            (name, axis, index)
+            for name in learner.known.sources
+            for axis in self.axes[name]
+            for index in self._planes_along(name, axis)
+        ]
+        order = [wanted[number] for number in context.rng.permutation(len(wanted))]
+
+        def planes() -> Iterator[Plane]:
+            for name, axis, index in order:
+                image = PlaneReader(context.volume(name), axis, self.planes).read_whole(index)
+                yield Plane(image, self._plane_target(name, axis, index), 1.0, human=True)
+
+        sampling = SamplingConfig(
+            crop=(crop, crop),
+            foreground=config.foreground_share,
+            human=1.0,
+            shape_mix=(0.0, 0.0),
+            augmentation=replace(learner.sampling.augmentation),
+        )
+        budget = config.pool_mb * 2**20
+        return PlanePool(planes(), self.planes.image_planes, sampling, context.device, budget, context.rng)
+
+    def _planes_along(self, name: str, axis: Axis) -> Sequence[int]:
+        """Return the planes to learn from: annotated ones, and along other axes some that these cross."""
+        if axis == self.context.axis:
+            return self.context.annotated(name)
+        annotated = self.context.annotation(name).annotated(axis)
+        crossed = np.linspace(0, self.context.volume(name).depth(axis) - 1, _CROSSED_PLANES + 2).round().astype(int)
+        found = sorted({*annotated, *crossed[1:-1].tolist()})
+        return [index for index in found if (self._plane_target(name, axis, index) != IGNORE).any()]
+
+    def _plane_target(self, name: str, axis: Axis, index: int) -> "NDArray[np.uint8]":
+        """Return what a human painted in a plane along any axis; nothing of what lies outside of the run's pieces."""
+        target = self.learner.known.human_plane(name, axis, index)
+        if axis != self.context.axis:
+            inside = {i for piece in self.context.pieces(name) for i in piece.slices}
+            position = [other for other in AXES if other != axis].index(self.context.axis)
+            outside = [i for i in range(target.shape[position]) if i not in inside]
+            np.moveaxis(target, position, 0)[outside] = IGNORE
+        return target
+
+    # -- the sets -----------------------------------------------------------------------------------------------------
+
+    def _sets(self, name: str) -> tuple[str, ...]:
+        return (*self.axes[name], VOLUME_SET)
+
+    def _store(self, kind: str, which: str, name: str) -> SliceStore:
+        """Return the labels or the confidence of a set, with slices along the axis that it was predicted along."""
+        if (kind, which, name) not in self._kept:
+            axis: Axis = self.context.axis if which == VOLUME_SET else which  # type: ignore[assignment]
+            path = self.context.folder / "sets" / which / kind / f"{name}.zarr"
+            with storage_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._kept[kind, which, name] = SliceStore(path, self.context.volume(name), axis)
+        return self._kept[kind, which, name]
+
+    def _write_set(self, which: str, name: str, index: int, labelled: Labelled) -> None:
+        self._store("labels", which, name).write(index, labelled.channels)
+        self._store("confidence", which, name).write(index, np.rint(labelled.confidence * 255).astype(np.uint8))
+
+    def _read_sets(self, kind: str, name: str, box: Box) -> "NDArray[np.uint8]":
+        """Return the labels or the confidence of all sets in a box (d, h, w), shape (sets, d, h, w)."""
+        place, number = along(self.context.axis, box), AXES.index(self.context.axis)
+        return np.stack(
+            [np.moveaxis(self._store(kind, which, name).read_box(place), number, 0) for which in self._sets(name)]
+        )
+
+    def _averaged(self, name: str, box: Box) -> "NDArray[np.float16]":
+        """Return the mean of the sets for each channel in a box, and with ``variance`` how far they disagree."""
+        labels = self._read_sets("labels", name, box)
+        sure = None if self.config.average == "hard" else self._read_sets("confidence", name, box)
+        return averaged(labels, sure, 1 + len(self.planes.classes), variance=self.config.variance == "on")
+
+    # -- the meta-model -----------------------------------------------------------------------------------------------
+
+    def _meta(self) -> _Meta:
+        network = self.learner.network
+        channels = 1 + len(network.classes)
+        image = network.in_channels - len(network.shape_classes)
+        means = channels + (self.config.variance == "on")
+        return _Meta(image, means, channels, start_at_mean=self.config.start == "mean")
+
+    def _meta_crop(self) -> tuple[int, int, int]:
+        return crop_size(self.learner.sampling.crop, _META_STRIDE)
+
+    def _meta_input(self, name: str, box: Box) -> "NDArray[np.float16]":
+        return np.concatenate([self.learner.reader(name).read(box), self._averaged(name, box)])
+
+    def _meta_pool(self) -> BlockPool:
+        learner, context = self.learner, self.context
+        boxes = [
+            (name, box)
+            for name in context.volumes
+            for part in _runs(context.slices(name))
+            for box in block_boxes(learner.reader(name).shape, part)
+        ]
+
+        def blocks() -> Iterator[Block]:
+            for number in context.rng.permutation(len(boxes)):
+                name, box = boxes[number]
+                painted = learner.known.human_block(name, box)
+                human = painted != IGNORE
+                targets = np.where(human, painted, self._read_sets("labels", name, box))
+                yield Block(name, box, self._meta_input(name, box), targets, human)
+
+        sampling = replace(learner.sampling, crop=self._meta_crop())
+        return BlockPool(
+            blocks(),
+            learner.network.image_channels,
+            ShapesOf(),
+            sampling,
+            context.device,
+            self.config.pool_mb * 2**20,
+            context.rng,
+        )
+
+    def _meta_predictor(self, meta: _Meta, name: str) -> BlockPredictor:
+        return BlockPredictor(
+            meta,
+            lambda box: self._meta_input(name, box),
+            self.learner.reader(name).shape,
+            1 + len(self.planes.classes),
+            tile=self._meta_crop(),
+            stride=_META_STRIDE,
+            device=self.context.device,
+            scratch=self.context.folder / f".sums.{name}.part.zarr",
+            mirror=self.planes.mirror,
+        )
+
+
+def averaged(
+    labels: "NDArray[np.uint8]", sure: "NDArray[np.uint8] | None", channels: int, *, variance: bool
+) -> "NDArray[np.float16]":
+    """Return the mean of several sets of labels.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n, d, h, w), uint8
+        Channel numbers.
+    sure : ndarray of shape (n, d, h, w), uint8, or None
+        Their confidence times 255; what is missing to 1 is shared by the other channels. None: all are certain.
+    channels : int
+        Classes and background.
+    variance : bool
+        Whether a last channel holds the variance over the sets, summed over the channels: 0 where they agree.
+
+    Returns
+    -------
+    ndarray of shape (channels [+ 1], d, h, w), float16
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sets = np.array([[[[0, 1]]], [[[1, 1]]]], np.uint8)
+    >>> averaged(sets, None, 2, variance=True)[:, 0, 0].tolist()
+    [[0.5, 0.0], [0.5, 1.0], [0.5, 0.0]]
+    """
+    top = np.ones(labels.shape, np.float32) if sure is None else sure.astype(np.float32) / 255
+    rest = (1 - top) / max(1, channels - 1)
+    found = np.zeros((channels + variance, *labels.shape[1:]), np.float16)
+    for channel in range(channels):
+        share = np.where(labels == channel, top, rest)
+        found[channel] = share.mean(0)
+        if variance:
+            found[channels] += share.var(0).astype(np.float16)
+    return found
+
+
+def _runs(indices: Sequence[int]) -> Iterator[range]:
+    """Yield the runs of consecutive numbers."""
+    if not len(indices):
+        return
+    breaks = [n for n in range(1, len(indices)) if indices[n] != indices[n - 1] + 1]
+    for first, last in zip([0, *breaks], [*breaks, len(indices)], strict=True):
+        yield range(indices[first], indices[last - 1] + 1)

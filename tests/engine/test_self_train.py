@@ -1,0 +1,197 @@
+"""What heterogeneous self-training does beyond the promises of every method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from napari_slicelabel.data.boxes import Box, SliceRef
+from napari_slicelabel.data.volume import Volume
+from napari_slicelabel.engine.config import build_config
+from napari_slicelabel.engine.context import run_store
+from napari_slicelabel.engine.evaluate import evaluate
+from napari_slicelabel.engine.events import Event, Finished, Metric, Progress
+from napari_slicelabel.engine.losses import IGNORE
+from napari_slicelabel.engine.methods import self_train
+from napari_slicelabel.engine.methods.self_train import MetaLoss, averaged, nearest_set, plane_axes
+from napari_slicelabel.engine.run import run
+from napari_slicelabel.engine.sampling import Batch
+from napari_slicelabel.engine.scratch import Scratch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from napari_slicelabel.data.project import Project
+
+TINY: dict[str, object] = {
+    "device": "cpu",
+    **dict.fromkeys(("iterations", "plane_iterations", "random_iterations", "nearest_iterations"), 2),
+    "width": 8,
+    "levels": 3,
+    "crop_px": 32,
+    "crop_depth": 8,
+    "batch": 1,
+    "plane_batch": 2,
+    "calibrate": "off",
+}
+
+
+def ball(shape: tuple[int, int, int] = (20, 32, 32)) -> NDArray[np.uint8]:
+    grid = np.indices(shape)
+    far = sum((g - n / 2) ** 2 for g, n in zip(grid, shape, strict=True))
+    return (far < 8**2).astype(np.uint8)  # type: ignore[operator]
+
+
+def events_of(project: Project, **settings: object) -> list[Event]:
+    return list(run(project, build_config("self-train", {**TINY, **settings})))
+
+
+@pytest.mark.parametrize(
+    ("voxel_size", "shape", "setting", "axes"),
+    [
+        ((1, 1, 1), (64, 64, 64), "auto", ("z", "y", "x")),
+        ((1.9, 1, 1), (64, 64, 64), "auto", ("z", "y", "x")),
+        ((2, 1, 1), (64, 64, 64), "auto", ("z",)),
+        ((2, 1, 1), (64, 64, 64), "all", ("z", "y", "x")),
+        ((1, 1, 1), (64, 64, 64), "run", ("z",)),
+        ((1, 1, 1), (10, 64, 64), "auto", ("z",)),  # planes along y would be 10 pixels high
+        ((1, 1, 4), (64, 64, 64), "auto", ("z", "x")),  # z is that of the run, although its pixels are oblong
+    ],
+)
+def test_planes_that_make_no_sense_are_left_out(
+    voxel_size: tuple[float, ...], shape: tuple[int, ...], setting: str, axes: tuple[str, ...]
+) -> None:
+    volume = Volume.from_array(np.zeros(shape, np.uint8), voxel_size=voxel_size)  # type: ignore[arg-type]
+    assert plane_axes(volume, setting, "z") == axes  # type: ignore[arg-type]
+
+
+def test_what_is_left_out_is_said(make_project: Callable[..., Project]) -> None:
+    project = make_project({"a": ball()}, {"a": (4, 10)}, classes=("ball",), voxel_size=(4, 1, 1))
+    events = events_of(project)
+    said = [event.message for event in events if isinstance(event, Progress) and event.stage == "choose planes"]
+    assert said == ["a: no planes along y, x"]
+    assert not [event for event in events if isinstance(event, Progress) and event.stage == "label along x"]
+    assert [event.value for event in events if isinstance(event, Metric) and event.name == "plane_axes"] == [1]
+
+
+def test_it_learns(make_project: Callable[..., Project]) -> None:
+    truth = ball()
+    project = make_project({"a": truth}, {"a": (4, 10, 15)}, classes=("ball",))
+    steps = {"plane_iterations": 40, "iterations": 30, "random_iterations": 15, "nearest_iterations": 15}
+    (*_, last) = events_of(project, **steps, learning_rate=5e-3)
+    assert isinstance(last, Finished)
+    assert evaluate(project, truth=Volume.from_array(truth), run_id=last.run_id)["mean_dice"] > 0.8
+    assert not (project.run_folder(last.run_id) / "sets").exists()
+
+
+def test_the_mean_of_sets_and_how_far_they_disagree() -> None:
+    labels = np.array([[0, 1, 2], [0, 1, 1]], np.uint8)[:, None, None]
+    sure = np.array([[255, 204, 255], [255, 102, 255]], np.uint8)[:, None, None]
+    found = averaged(labels, sure, 3, variance=True)[:, 0, 0].astype(float)
+    np.testing.assert_allclose(found[:3].sum(0), 1, atol=1e-3)
+    np.testing.assert_allclose(found[:, 0], [1, 0, 0, 0], atol=1e-3)
+    # .8 and .4 for channel 1; what is missing is shared by the two others
+    np.testing.assert_allclose(found[:3, 1], [0.2, 0.6, 0.2], atol=1e-3)
+    np.testing.assert_allclose(found[:, 2], [0, 0.5, 0.5, 0.5], atol=1e-3)
+    assert found[3, 1] > 0
+    assert averaged(labels, None, 3, variance=False).shape == (3, 1, 1, 3)
+
+
+def sets() -> torch.Tensor:
+    """Two crops, three sets: all 0, all 1, all 2."""
+    return torch.arange(3, dtype=torch.uint8).view(1, 3, 1, 1, 1).expand(2, 3, 2, 2, 2).clone()
+
+
+def logits_of(*channels: int) -> torch.Tensor:
+    made = torch.zeros(len(channels), 3, 2, 2, 2)
+    for crop, channel in enumerate(channels):
+        made[crop, channel] = 4
+    return made
+
+
+def test_the_nearest_set_is_that_with_the_lowest_cross_entropy() -> None:
+    assert nearest_set(logits_of(2, 0), sets()).tolist() == [2, 0]
+    partly = sets()
+    partly[0, 2, 0] = IGNORE
+    assert nearest_set(logits_of(2, 1), partly).tolist() == [2, 1]
+
+
+def test_the_meta_model_fits_random_sets_first_and_the_nearest_later() -> None:
+    loss = MetaLoss(0.0, np.random.default_rng(0))
+    logits = logits_of(1, 2)
+    batch = Batch(torch.zeros(2, 1, 2, 2, 2), sets(), torch.ones(2, 2, 2, 2))
+    drawn = {round(float(loss((logits, logits), batch)), 4) for _ in range(20)}
+    assert len(drawn) > 1
+    loss.nearest = True
+    nearest = {round(float(loss((logits, logits), batch)), 4) for _ in range(20)}
+    assert len(nearest) == 1
+    assert nearest.pop() == min(drawn)
+
+
+def test_untrained_the_meta_model_says_what_the_sets_say() -> None:
+    torch.manual_seed(0)
+    mean = torch.rand(1, 3, 16, 16, 16).softmax(1)
+    x = torch.cat([torch.randn(1, 1, 16, 16, 16), mean, torch.rand(1, 1, 16, 16, 16)], 1)
+    made = self_train._Meta(1, 4, 3, start_at_mean=True).eval()
+    torch.testing.assert_close(made(x).softmax(1), mean)
+    assert not torch.allclose(self_train._Meta(1, 4, 3, start_at_mean=False).eval()(x).softmax(1), mean, atol=0.01)
+
+
+def test_what_a_human_painted_is_the_truth_in_every_set(
+    make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slices along z and along another axis; pseudo-labels fill the rest."""
+    truth = ball()
+    project = make_project({"a": truth}, {"a": (4, 10)}, classes=("ball",))
+    project.annotation("a").write_slice(SliceRef("y", 16), truth[:, 16], complete=True)
+    blocks = []
+    pool = self_train.BlockPool
+
+    def spy(given: object, *args: object) -> object:
+        blocks.extend(given)  # type: ignore[call-overload]
+        return pool(iter(blocks), *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(self_train, "BlockPool", spy)
+    events_of(project, range="2:18")
+    (block,) = blocks
+    assert block.box == Box((2, 0, 0), (18, 32, 32))
+    assert block.targets.shape == (4, 16, 32, 32)
+    human = np.zeros((16, 32, 32), bool)
+    human[[2, 8]] = True
+    human[:, 16] = True
+    np.testing.assert_array_equal(block.human, human)
+    for labels in block.targets:
+        np.testing.assert_array_equal(labels[human], truth[2:18][human])
+    assert not np.array_equal(block.targets[0], block.targets[3])
+
+
+def test_disagreement_lowers_confidence(make_project: Callable[..., Project]) -> None:
+    """With all of the consensus in the result confidence is the share of the sets; without, the meta-model's own."""
+    project = make_project({"a": ball()}, {"a": (4, 10)}, classes=("ball",))
+    found = {}
+    for consensus in (0.0, 1.0):
+        events_of(project, consensus=consensus, average="hard")
+        store = run_store(project, project.run_folder(project.run_ids()[-1]), "confidence", "a", "z")
+        found[consensus] = store.read(7)
+    assert set(np.unique(found[1.0]).tolist()) <= {128, 191, 255}
+    assert len(np.unique(found[0.0])) > 3
+
+
+def test_what_is_too_large_for_memory_gives_the_same_labels(
+    make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project({"a": ball()}, {"a": (4, 10)}, classes=("ball",))
+    found = []
+    for most in (2**30, 0):
+        monkeypatch.setattr(Scratch.__init__, "__kwdefaults__", {"most_in_memory": most})
+        events_of(project, shapes="on")
+        folder = project.run_folder(project.run_ids()[-1])
+        store = run_store(project, folder, "prediction", "a", "z")
+        found.append(np.stack([store.read(index) for index in range(20)]))
+        assert not list(folder.glob(".*.part.*"))
+    np.testing.assert_array_equal(*found)
