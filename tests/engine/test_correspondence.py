@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,42 +29,30 @@ def network(request: pytest.FixtureRequest) -> CorrespondenceNetwork:
     return CorrespondenceNetwork(request.param).eval()
 
 
-def test_weights_and_what_is_carried_are_those_of_plain_loops(network: CorrespondenceNetwork) -> None:
+@pytest.mark.parametrize("size", [(4, 6), (8, 8), (11, 17)], ids=str)
+def test_what_is_taken_over_is_that_of_plain_loops(network: CorrespondenceNetwork, size: tuple[int, int]) -> None:
     radius, stride = network.config.radius, network.config.stride
-    query, keys = torch.randn(1, 5, 4, 6), torch.randn(1, 2, 5, 4, 6)
-    values = torch.rand(1, 2, 3, 4 * stride, 6 * stride)
+    query, keys = torch.randn(2, 5, *size), torch.randn(2, 2, 5, *size)
+    values = torch.rand(2, 2, 3, size[0] * stride, size[1] * stride)
     with torch.no_grad():
-        weights = network.weights(query, keys)
-        carried = network.carry(weights, values)
+        taken = network.attend(query, keys, values)
         temperature, reach = network.log_temperature.exp(), network.log_reach.exp()
-        for y in range(4):
-            for x in range(6):
-                logits, patches = [], []
-                for n in range(2):
-                    for dy in range(-radius, radius + 1):
-                        for dx in range(-radius, radius + 1):
-                            inside = 0 <= y + dy < 4 and 0 <= x + dx < 6
-                            if not inside and not network.config.is_published:
-                                continue
-                            product = query[0, :, y, x] @ keys[0, n, :, y + dy, x + dx] if inside else torch.tensor(0.0)
-                            if not network.config.is_published:
-                                product = product / temperature - (dy**2 + dx**2) / (2 * reach**2)
-                            logits.append(product)
-                            rows = slice((y + dy) * stride, (y + dy + 1) * stride)
-                            columns = slice((x + dx) * stride, (x + dx + 1) * stride)
-                            patches.append(values[0, n, :, rows, columns] if inside else torch.zeros(3, stride, stride))
-                share = torch.stack(logits).softmax(0)
-                expected = (share[:, None, None, None] * torch.stack(patches)).sum(0)
-                got = carried[0, :, y * stride : (y + 1) * stride, x * stride : (x + 1) * stride]
-                torch.testing.assert_close(got, expected)
-
-
-def test_weights_sum_to_one(network: CorrespondenceNetwork) -> None:
-    with torch.no_grad():
-        weights = network.weights(torch.randn(2, 5, 6, 6), torch.randn(2, 3, 5, 6, 6))
-    assert weights.shape == (2, 3 * 25, 6, 6)
-    torch.testing.assert_close(weights.sum(1), torch.ones(2, 6, 6))
-    assert (weights >= 0).all()
+    for y, x in product(range(size[0]), range(size[1])):
+        logits, patches = [], []
+        for n, dy, dx in product(range(2), range(-radius, radius + 1), range(-radius, radius + 1)):
+            inside = 0 <= y + dy < size[0] and 0 <= x + dx < size[1]
+            if not inside and not network.config.is_published:
+                continue
+            alike = query[1, :, y, x] @ keys[1, n, :, y + dy, x + dx] if inside else torch.tensor(0.0)
+            if not network.config.is_published:
+                alike = alike / temperature - (dy**2 + dx**2) / (2 * reach**2)
+            logits.append(alike)
+            rows, columns = (slice((at) * stride, (at + 1) * stride) for at in (y + dy, x + dx))
+            patches.append(values[1, n, :, rows, columns] if inside else torch.zeros(3, stride, stride))
+        share = torch.stack(logits).softmax(0)
+        expected = (share[:, None, None, None] * torch.stack(patches)).sum(0)
+        got = taken[1, :, y * stride : (y + 1) * stride, x * stride : (x + 1) * stride]
+        torch.testing.assert_close(got, expected)
 
 
 def test_probabilities_stay_probabilities() -> None:
@@ -71,7 +61,7 @@ def test_probabilities_stay_probabilities() -> None:
     values = torch.rand(1, 1, 3, 12, 12).softmax(2)
     with torch.no_grad():
         features = network.features(torch.rand(2, 1, 12, 12))
-        carried = network.carry(network.weights(features[:1], features[None, 1:]), values)
+        carried = network.attend(features[:1], features[None, 1:], values)
     torch.testing.assert_close(carried.sum(1), torch.ones(1, 12, 12))
 
 
@@ -103,17 +93,6 @@ def test_padding_repeats_the_border() -> None:
     grown = padded_to(torch.arange(6.0).reshape(1, 2, 3), 4)
     assert grown.shape == (1, 4, 4)
     assert grown[0].tolist() == [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]]
-
-
-def test_some_places_are_places_of_the_whole(network: CorrespondenceNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With every place drawn once the loss is that of whole slices."""
-    target, sources = torch.rand(2, 1, 12, 8), torch.rand(2, 3, 1, 12, 8)
-    seen = torch.cat([target[:, None], sources], 1)
-    count = 12 * 8 // network.config.stride**2
-    monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.stack([torch.randperm(count), torch.arange(count)]))
-    with torch.no_grad():
-        whole, some = (reconstruction_loss(network, target, sources, seen, places=n) for n in (0, count))
-    torch.testing.assert_close(whole, some)
 
 
 @pytest.mark.parametrize("config", [PUBLISHED, OURS], ids=["published", "ours"])

@@ -23,6 +23,10 @@ _BYTES = 255.0
 _FEATURES = 64
 _DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
 _RADII = (1, 2, 3)
+# Features along the side of a tile of queries.
+_TILE = 8
+# Added to the product of features where there is no slice. Not infinity: rows that lie wholly outside must not be nan.
+_NEVER = -1e4
 
 
 class CorrespondenceConfig(BaseModel):
@@ -89,82 +93,78 @@ class CorrespondenceNetwork(nn.Module):
         found = found.float()
         return found if self.config.is_published else functional.normalize(found, dim=1)
 
-    def weights(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Return how much each place around a place of other slices says about it.
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return what slices take over from others: a place takes the values of the places that look like it.
 
         Parameters
         ----------
         query : Tensor of shape (b, d, h, w)
-            Features of the slices that want labels.
+            Features of the slices that want values.
         keys : Tensor of shape (b, n, d, h, w)
             Features of n other slices for each.
-
-        Returns
-        -------
-        Tensor of shape (b, n * (2 * radius + 1) ** 2, h, w)
-            They sum to 1 over the second axis; S4, local affinity.
-        """
-        b = len(keys)
-        h, w = keys.shape[-2:]
-        radius = self.config.radius
-        padded = functional.pad(keys, (radius,) * 4)
-        logits = torch.stack(
-            [(query[:, None] * padded[..., y : y + h, x : x + w]).sum(2) for y, x in _window(radius)], 2
-        )
-        inside = functional.pad(keys.new_ones(h, w), (radius,) * 4)
-        inside = torch.stack([inside[y : y + h, x : x + w] for y, x in _window(radius)])
-        logits = self.logits(logits.permute(0, 1, 3, 4, 2), inside.permute(1, 2, 0)).permute(0, 1, 4, 2, 3)
-        return logits.reshape(b, -1, h, w).softmax(1)
-
-    def logits(self, products: Tensor, inside: Tensor) -> Tensor:
-        """Return what the softmax gets.
-
-        Parameters
-        ----------
-        products : Tensor of shape (..., window)
-            Of features.
-        inside : Tensor of shape (..., window)
-            0 where the place lies outside of its slice.
-
-        Returns
-        -------
-        Tensor of shape (..., window)
-        """
-        if self.config.is_published:
-            return products
-        radius = self.config.radius
-        window = _window(radius)
-        far = torch.tensor([(y - radius) ** 2 + (x - radius) ** 2 for y, x in window], device=products.device)
-        nearer = products / self.log_temperature.exp() - far / (2 * self.log_reach.exp() ** 2)
-        return nearer.masked_fill(inside == 0, -math.inf)
-
-    def carry(self, weights: Tensor, values: Tensor) -> Tensor:
-        """Return what slices take over from others.
-
-        Parameters
-        ----------
-        weights : Tensor of shape (b, n * (2 * radius + 1) ** 2, h, w)
-            From `weights`.
         values : Tensor of shape (b, n, c, h * stride, w * stride)
             Intensities or class probabilities of the others.
 
         Returns
         -------
         Tensor of shape (b, c, h * stride, w * stride)
-            Whole patches of ``stride`` times ``stride`` pixels are taken over, so that what is finer than a feature
-            stays.
+            Sums of `values` over a window of ``2 * radius + 1`` squared features in each of the n slices, with the
+            softmax of the products of features as weights (S4, local affinity). Whole patches of ``stride`` times
+            ``stride`` pixels are taken over, so that what is finer than a feature stays.
+
+        Notes
+        -----
+        Queries go in tiles of 8 x 8. One matrix product compares a tile with all places that any of its windows
+        reaches, 20 x 20 for a radius of 6, and what is outside of a window is masked: 2.4 times as many products as
+        needed, at many times the speed of going through the offsets. Windows are never laid out in memory.
         """
-        b, n, c = values.shape[:3]
+        b, n, d, h, w = keys.shape
         radius, stride = self.config.radius, self.config.stride
-        h, w = weights.shape[-2:]
-        patches = functional.pixel_unshuffle(values.flatten(0, 1), stride)
-        padded = functional.pad(patches, (radius,) * 4).unflatten(0, (b, n))
-        shares = weights.reshape(b, n, -1, h, w)
-        total = values.new_zeros(b, c * stride**2, h, w)
-        for number, (y, x) in enumerate(_window(radius)):
-            # one offset at a time: all windows at once would take (2 * radius + 1) ** 2 times the memory
-            total = total + (shares[:, :, number, None] * padded[..., y : y + h, x : x + w]).sum(1)
-        return functional.pixel_shuffle(total, stride)
+        rows, columns = -(-h // _TILE), -(-w // _TILE)
+        grown = (0, columns * _TILE - w, 0, rows * _TILE - h)
+        # the last feature is 1 inside of a slice: ours never looks outside
+        inside = keys.new_full((1,), 0.0 if self.config.is_published else _NEVER)
+        ahead = functional.pad(query, grown).unfold(2, _TILE, _TILE).unfold(3, _TILE, _TILE)
+        ahead = torch.cat([ahead, ahead.new_ones(b, 1, *ahead.shape[2:])], 1)
+        ahead = ahead.permute(2, 0, 3, 4, 5, 1).reshape(rows, b * columns, _TILE**2, d + 1)
+        if not self.config.is_published:
+            scale = torch.cat([(-self.log_temperature).exp().expand(d), inside.new_ones(1)])
+            ahead = ahead * scale
+        around = functional.pad(keys, (radius,) * 4)
+        border = functional.pad(inside.new_zeros(1, 1, 1, h, w), (radius,) * 4, value=float(inside))
+        around = torch.cat([around, border.expand(b, n, -1, -1, -1)], 2)
+        patches = functional.pixel_unshuffle(values.flatten(0, 1), stride).unflatten(0, (b, n))
+        patches = functional.pad(patches, (radius,) * 4)
+        bias = self._bias(keys.device).repeat(1, n)
+        bands = []
+        for row in range(rows):
+            here = slice(row * _TILE, row * _TILE + _TILE + 2 * radius)
+            key, value = (_blocks(planes[..., here, :], columns, radius) for planes in (around, patches))
+            shares = torch.baddbmm(bias.expand(len(key), -1, -1), ahead[row], key.transpose(1, 2)).softmax(-1)
+            bands.append((shares @ value).unflatten(0, (b, columns)).unflatten(2, (_TILE, _TILE)))
+        taken = torch.stack(bands, 1).permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)[..., :h, :w]
+        return functional.pixel_shuffle(taken, stride)
+
+    def _bias(self, device: torch.device) -> Tensor:
+        """Return what is added to the products of a tile, (64, places around it): minus infinity beyond the window."""
+        radius = self.config.radius
+        here = torch.arange(_TILE, device=device)
+        there = torch.arange(_TILE + 2 * radius, device=device) - radius
+        step = (there - here[:, None]).abs()
+        far = (step**2)[:, None, :, None] + (step**2)[None, :, None, :]
+        bias = torch.zeros(far.shape, device=device)
+        if not self.config.is_published:
+            bias = -far / (2 * self.log_reach.exp() ** 2)
+        near = (step <= radius)[:, None, :, None] & (step <= radius)[None, :, None, :]
+        return bias.masked_fill(~near, -math.inf).flatten(2).flatten(0, 1)
+
+
+def _blocks(band: Tensor, columns: int, radius: int) -> Tensor:
+    """Return the places around each tile of a row of tiles, (b * columns, n * places, c), from planes (b, n, c, y, x)."""
+    size = _TILE + 2 * radius
+    more = (columns * _TILE + 2 * radius - band.shape[-1], size - band.shape[-2])
+    cut = functional.pad(band, (0, more[0], 0, more[1])).unfold(4, size, _TILE)
+    return cut.permute(0, 4, 1, 3, 5, 2).flatten(2, 4).flatten(0, 1)
 
 
 def edge_profile(images: Tensor, radius: int = 3) -> Tensor:
@@ -230,9 +230,7 @@ def estimate_noise(image: Tensor) -> float:
     return max(1e-6, 1.4826 * float(laplacian.abs().median()) / math.sqrt(20))
 
 
-def reconstruction_loss(
-    network: CorrespondenceNetwork, target: Tensor, sources: Tensor, seen: Tensor, *, places: int = 0
-) -> Tensor:
+def reconstruction_loss(network: CorrespondenceNetwork, target: Tensor, sources: Tensor, seen: Tensor) -> Tensor:
     """Return how badly slices are put together from others: the loss of S4, smooth L1 of intensities.
 
     Parameters
@@ -245,9 +243,6 @@ def reconstruction_loss(
         From these.
     seen : Tensor of shape (b, 1 + n, c, h, w)
         What the network sees of target and sources: contrast changed, so that it has to compare structures.
-    places : int
-        How many features of each target are put together, drawn at random; 0 = all. The gradient of a window costs
-        as much as all else together, and places of one slice are much alike.
 
     Returns
     -------
@@ -256,43 +251,8 @@ def reconstruction_loss(
     """
     b, n = sources.shape[:2]
     features = network.features(seen.flatten(0, 1)).unflatten(0, (b, 1 + n))
-    query, keys = features[:, 0], features[:, 1:]
-    if places:
-        made, wanted = _some_places(network, query, keys, sources, target, places)
-    else:
-        made, wanted = network.carry(network.weights(query, keys), sources), target
-    return functional.smooth_l1_loss(made * _BYTES, wanted * _BYTES)
-
-
-def _some_places(
-    network: CorrespondenceNetwork, query: Tensor, keys: Tensor, sources: Tensor, target: Tensor, places: int
-) -> tuple[Tensor, Tensor]:
-    """Return patches put together and true patches, (b, c * stride ** 2, places), at places drawn at random."""
-    b, n = keys.shape[:2]
-    h, w = query.shape[-2:]
-    radius, stride = network.config.radius, network.config.stride
-    chosen = torch.randint(h * w, (b, places), device=query.device)
-    y, x = chosen // w, chosen % w
-    window = torch.tensor(list(_window(radius)), device=query.device)
-    # rows and columns of the padded slices, (b, places, window)
-    around = (y[..., None] + window[:, 0]) * (w + 2 * radius) + x[..., None] + window[:, 1]
-
-    def gathered(planes: Tensor) -> Tensor:
-        """Return planes (b, n, c, h, w) around the places, (b, n, c, places, window)."""
-        flat = functional.pad(planes, (radius,) * 4).flatten(3)
-        index = around.flatten(1)[:, None, None].expand(b, n, planes.shape[2], -1)
-        found: Tensor = flat.gather(3, index).unflatten(3, (places, -1))
-        return found
-
-    here = query.flatten(2).gather(2, chosen[:, None].expand(b, query.shape[1], places))
-    logits = network.logits(
-        torch.einsum("bdp,bndpw->bnpw", here, gathered(keys)), gathered(torch.ones_like(keys[:, :, :1]))[:, :, 0]
-    )
-    share = logits.transpose(1, 2).flatten(2).softmax(2).unflatten(2, (n, -1))
-    patches = functional.pixel_unshuffle(sources.flatten(0, 1), stride).unflatten(0, (b, n))
-    made = torch.einsum("bpnw,bncpw->bcp", share, gathered(patches))
-    true = functional.pixel_unshuffle(target, stride).flatten(2)
-    return made, true.gather(2, chosen[:, None].expand(b, true.shape[1], places))
+    made = network.attend(features[:, 0], features[:, 1:], sources)
+    return functional.smooth_l1_loss(made * _BYTES, target * _BYTES)
 
 
 def padded_to(x: Tensor, stride: int) -> Tensor:

@@ -76,7 +76,6 @@ class FlowConfig(MethodConfig):
             "iterations": 400,
             "batch": 5,
             "crop_px": 256,
-            "places": 0,
             "gap_low": 2,
             "gap_high": 4,
             "learning_rate": 1e-4,
@@ -106,13 +105,6 @@ class FlowConfig(MethodConfig):
         100, ge=0, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps on the unlabelled slices."
     )
     batch: int = Field(4, ge=1, le=512, json_schema_extra={"step": 1}, description="Pairs of crops per step.")
-    places: int = Field(
-        256,
-        ge=0,
-        le=65_536,
-        json_schema_extra={"step": 64},
-        description="Places of each crop that are put together in a step; 0: all of them.",
-    )
     crop_px: int = Field(
         96, ge=32, le=1024, multiple_of=16, json_schema_extra={"step": 16}, description="Largest crop to train on."
     )
@@ -400,7 +392,7 @@ class Flow:
         self.network.train()
         for number in range(1, self.config.iterations + 1):
             target, source, seen = self._pairs(runs)
-            loss = reconstruction_loss(self.network, target, source, seen, places=self.config.places)
+            loss = reconstruction_loss(self.network, target, source, seen)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -517,8 +509,9 @@ class Flow:
             slot = Slot(volume, index)
             memory = [*permanent, *(recent if self.config.references else ())] or list(recent)
             with torch.inference_mode():
-                carried = _taken(self.network, self._encoded(slot), memory)
-            found = carried[:, :h, :w].cpu().numpy()
+                keys, values = (torch.stack(parts)[None] for parts in zip(*memory, strict=True))
+                carried = self.network.attend(self._encoded(slot)[None], keys, values)
+            found = carried[0, :, :h, :w].cpu().numpy()
             found = self._decided(found)
             if self.config.verify == "on":
                 found, mask = self._verified(found, slot, before, mask)
@@ -698,22 +691,6 @@ def _without_unknown(probability: "NDArray[np.float32]") -> "NDArray[np.float32]
     known = np.maximum(probability[:-1], 0) + np.float32(_LEAST_SHARE)
     shared: NDArray[np.float32] = known / known.sum(0, keepdims=True)
     return shared
-
-
-def _taken(network: CorrespondenceNetwork, query: Tensor, memory: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Return what a slice takes over from others, in bands of rows that fit into a fixed memory."""
-    keys, values = (torch.stack(parts)[None] for parts in zip(*memory, strict=True))
-    radius, stride = network.config.radius, network.config.stride
-    h, w = query.shape[-2:]
-    rows = max(radius, _BAND_BYTES // (4 * len(memory) * (2 * radius + 1) ** 2 * w))
-    bands = []
-    for top in range(0, h, rows):
-        bottom = min(h, top + rows)
-        above, below = max(0, top - radius), min(h, bottom + radius)
-        weights = network.weights(query[None, :, above:below], keys[..., above:below, :])
-        taken = network.carry(weights, values[..., above * stride : below * stride, :])
-        bands.append(taken[0, :, (top - above) * stride : (bottom - above) * stride])
-    return torch.cat(bands, 1)
 
 
 def _encoded_in_tiles(network: CorrespondenceNetwork, plane: Tensor) -> Tensor:
