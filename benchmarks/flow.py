@@ -1,8 +1,8 @@
 """Correspondence flow from one annotated slice, beside what it has to beat: ``python -m benchmarks.flow``.
 
-One structure at a time, as in S4: everything else is background. The annotated slice is drawn within 3 of the one with the
-largest area; what is scored is the whole rest of the volume, far beyond both ends of the structure. Nothing is told where
-it ends. The tables go to docs/benchmarks.md.
+One structure at a time, as in S4: everything else is background. The annotated slice is drawn within 3 of the one with
+the largest area; what is scored is the whole rest of the volume, far beyond both ends of the structure. Nothing is told
+where it ends. The tables go to docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from benchmarks.runs import VOLUMES, open_pair
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.config import build_config
-from napari_slicelabel.engine.events import Finished
 from napari_slicelabel.engine.context import run_store
+from napari_slicelabel.engine.events import Finished
 from napari_slicelabel.engine.run import run
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ ARMS: dict[str, tuple[str, dict[str, object]]] = {
     "nearest copy": ("interpolate", {"mode": "nearest"}),
     "registration": ("registration", {}),
     "sli2vol": ("flow", {"preset": "sli2vol"}),
+    "GEIG": ("flow", {"preset": "sli2vol+", "guide": "off"}),
+    "PL": ("flow", {"preset": "sli2vol+", "guide": "pseudo", "profile": "edges"}),
+    "refined PL": ("flow", {"preset": "sli2vol+", "profile": "edges"}),
+    "sli2vol+": ("flow", {"preset": "sli2vol+"}),
     "default": ("flow", {}),
 }
 
@@ -115,7 +119,9 @@ def propagated(
         return np.stack([store.read(z) for z in range(len(image))]) > 0
 
 
-def measure(volume: str, structure: int, arm: str, seed: int, settings: dict[str, object] | None = None) -> dict[str, Any]:
+def measure(
+    volume: str, structure: int, arm: str, seed: int, settings: dict[str, object] | None = None
+) -> dict[str, Any]:
     """Return Dice and seconds of one arm for one structure of a dev volume."""
     image, truth = (
         np.stack([part.read_slice(SliceRef("z", z))[0, 0] for z in range(part.shape[0])])

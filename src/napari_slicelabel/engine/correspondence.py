@@ -160,7 +160,7 @@ class CorrespondenceNetwork(nn.Module):
 
 
 def _blocks(band: Tensor, columns: int, radius: int) -> Tensor:
-    """Return the places around each tile of a row of tiles, (b * columns, n * places, c), from planes (b, n, c, y, x)."""
+    """Return the places around each tile of a row of tiles, (b * columns, n * places, c), of planes (b, n, c, y, x)."""
     size = _TILE + 2 * radius
     more = (columns * _TILE + 2 * radius - band.shape[-1], size - band.shape[-2])
     cut = functional.pad(band, (0, more[0], 0, more[1])).unfold(4, size, _TILE)

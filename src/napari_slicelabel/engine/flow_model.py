@@ -61,13 +61,15 @@ def fitting_weights(folder: Path, wanted: CorrespondenceConfig, guides: int) -> 
     weights, description = folder / "weights.safetensors", folder / "network.json"
     for path in (description, weights):
         if not path.is_file():
-            raise MissingFileError(f"model: {path} does not exist; give the id, or the folder `model`, of a run of flow")
+            raise MissingFileError(
+                f"model: {path} does not exist; give the id, or the folder `model`, of a run of flow"
+            )
     try:
         record = json.loads(description.read_text(encoding="utf-8"))
         if _KEY not in record:
             raise InputError(
-                f"model: {folder} holds a network of {record.get('method', 'another method')}, not of flow; give the id,"
-                " or the folder `model`, of a run of flow"
+                f"model: {folder} holds a network of {record.get('method', 'another method')}, not of flow; give the"
+                " id, or the folder `model`, of a run of flow"
             )
         network = _built(record[_KEY])
         network.load_state_dict(load_file(weights))

@@ -1,8 +1,8 @@
 """The Object Estimation Guided Correspondence Flow Network: slices are compared by image and by pseudo-labels (S4).
 
-After Sli2Vol+ (An et al., 2025). Beside the encoder of the image a light one sees what a slice is estimated to show; the
-features of both are put behind one another, for queries and for keys alike. Paper and released code differ in how; see
-docs/algorithms.md for which of them is followed in what.
+After Sli2Vol+ (An et al., 2025). Beside the encoder of the image a light one sees what a slice is estimated to show;
+the features of both are put behind one another, for queries and for keys alike. Paper and released code differ in how;
+see docs/algorithms.md for which of them is followed in what.
 """
 
 # No `from __future__ import annotations`: pydantic reads the annotations when the class is made.
@@ -71,7 +71,7 @@ class GuidedNetwork(CorrespondenceNetwork):
 
 
 class _GuideEncoder(nn.Sequential):
-    """Three convolutions. Without a norm: distances have a scale, and the mean of a slice says how much object it shows."""
+    """Three convolutions, without a norm: distances have a scale, and their mean says how much object a slice shows."""
 
     def __init__(self, guides: int, stride: int) -> None:
         first, second = {1: (1, 1), 2: (2, 1), 4: (2, 2)}[stride]

@@ -3,13 +3,16 @@
 Preset ``sli2vol`` after Yeung et al., MICCAI 2021 (released code: pakheiyeung/Sli2Vol). Ours, preset ``default``: every
 annotated slice is an anchor, soft labels are carried from both sides with the anchor as permanent reference, and the
 two are weighed by distance.
+
+Preset ``sli2vol+`` after An et al., 2025: what was carried once is refined by a 3D network, and guides a second
+correspondence network (`engine.guided`, `engine.refinement`).
 """
 
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
 import math
 import os
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -36,12 +39,24 @@ from napari_slicelabel.engine.correspondence import (
 )
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
 from napari_slicelabel.engine.fit import check_loss
+from napari_slicelabel.engine.flow_model import describe, fitting_weights, model_folder
+from napari_slicelabel.engine.guided import (
+    GuidedConfig,
+    GuidedNetwork,
+    guide_distances,
+    guide_weights,
+    image_weights,
+    without_some_guides,
+)
 from napari_slicelabel.engine.interpolation import LABEL_RADIUS_PX, blend, class_distances
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.networks import NetworkConfig
 from napari_slicelabel.engine.pieces import Piece
 from napari_slicelabel.engine.planes import PlaneReader
 from napari_slicelabel.engine.predict import Band
+from napari_slicelabel.engine.refinement import refine, refined_store, refinement_config, refinement_work
+from napari_slicelabel.engine.regions import Known
+from napari_slicelabel.engine.volume_learning import VolumeLearningConfig
 from napari_slicelabel.engine.work import Stack, Work
 
 if TYPE_CHECKING:
@@ -88,6 +103,29 @@ class FlowConfig(MethodConfig):
             "verify": "on",
             "calibrate": "off",
         },
+        "sli2vol+": {
+            "encoder": "resnet",
+            "profile": "gradients",
+            "stride": "1",
+            "iterations": 400,
+            "batch": 5,
+            "crop_px": 256,
+            "gap_low": 2,
+            "gap_high": 4,
+            "learning_rate": 1e-4,
+            "weight_decay": 0.005,
+            "contrast": "off",
+            "masks": "hard",
+            "sides": "nearest",
+            "references": 1,
+            "anchor": "off",
+            "shapes": 0.0,
+            "verify": "on",
+            "calibrate": "off",
+            "guide": "refined",
+            "guide_iterations": 400,
+            "refine_iterations": 300,
+        },
     }
     SIMPLE: ClassVar = ("iterations", "axis", "range", "device")
 
@@ -115,6 +153,9 @@ class FlowConfig(MethodConfig):
     learning_rate: float = Field(
         1e-3, ge=1e-6, le=1.0, json_schema_extra={"step": 1e-6}, description="Of Adam, constant."
     )
+    weight_decay: float = Field(
+        0.0, ge=0.0, le=1.0, json_schema_extra={"step": 0.001}, description="More than 0 makes it AdamW."
+    )
     contrast: Literal["on", "off"] = Field("on", description="Vary the contrast of what the network is trained on.")
     references: int = Field(
         1, ge=0, le=8, json_schema_extra={"step": 1}, description="Labelled neighbours that a slice takes labels from."
@@ -138,6 +179,38 @@ class FlowConfig(MethodConfig):
     )
     calibrate: Literal["auto", "off"] = Field(
         "auto", description="Calibrate confidence on annotated slices that are held out, where there are at least 3."
+    )
+    guide: Literal["off", "pseudo", "refined"] = Field(
+        "off",
+        description="Carry labels twice: the second time slices are compared by what the first time gave, too; refined:"
+        " after a 3D network has learned from it.",
+    )
+    guide_iterations: int = Field(
+        100,
+        ge=1,
+        le=1_000_000,
+        json_schema_extra={"step": 50},
+        description="Training steps of the network that is guided; it begins with what was learned of the image.",
+    )
+    guide_dropout: float = Field(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        json_schema_extra={"step": 0.05},
+        description="Share of the crops without a guide, by which the network learns to do without.",
+    )
+    guide_carry: Literal["on", "off"] = Field(
+        "on", description="Whether labels are carried with the guide; off: it has only taught, as in the paper."
+    )
+    refine_iterations: int = Field(
+        150, ge=1, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps of the 3D network."
+    )
+    refine_width: int = Field(
+        16, ge=4, le=64, multiple_of=4, json_schema_extra={"step": 4}, description="Channels of its first level."
+    )
+    model: str = Field(
+        "",
+        description="Run id, or folder `model` of a run, whose correspondence network is used as it is; empty: train.",
     )
     cache_mb: int = Field(
         512, ge=16, le=1_000_000, json_schema_extra={"step": 16}, description="Memory for features, in MiB."
@@ -201,7 +274,9 @@ def propagate(context: "RunContext", config: FlowConfig) -> Iterator[Event]:
     Raises
     ------
     InputError
-        A volume has no annotated slice, none has a class in it, or images differ in channels.
+        A volume has no annotated slice, none has a class in it, images differ in channels, or `model` does not fit.
+    MissingFileError
+        No such `model`.
 
     Notes
     -----
@@ -210,6 +285,11 @@ def propagate(context: "RunContext", config: FlowConfig) -> Iterator[Event]:
     slice (``anchor``), by the affinity of their features in a window (S4). Unknown pixels of an annotated slice are a
     label of their own, which is taken out at the end. In a gap with two ends the two results are added with the
     distances to the other end as weights, and with ``shapes`` of what interpolation says.
+
+    With ``guide`` the labels of that first pass are kept as pseudo-labels, refined in 3D, and seen by a second network,
+    which carries the labels that are written. State is on disk after each stage: *learn what corresponds*, *calibrate*
+    (always without the guide, which knows slices that are held out), *pseudo-label*, *refine*, *learn with a guide*. A
+    resume goes on behind the last one; where the annotation has changed since, from *calibrate* on.
 
     Memory holds the features of a few slices, and one gap's labels from one side are on disk in the run's folder.
     """
@@ -226,13 +306,19 @@ def work(stacks: Sequence[Stack], classes: int, config: FlowConfig) -> Work:
     filled = sum(stack.slices for stack in stacks)
     crops = 2 * config.batch * min(config.crop_px**2, pixels)
     rate = 1.0 if config.encoder == "resnet" else 0.5 / stride
+    guided, refined = config.guide != "off", config.guide == "refined"
+    flow_steps = 0 if config.model else config.iterations + guided * config.guide_iterations
+    refine_steps = refined * config.refine_iterations
+    refine_step_s, refine_slice_s, refine_bytes = refinement_work(stacks, _refinement(config))
+    seconds = flow_steps * crops / 1e6 * _TRAIN_S * rate + refine_steps * refine_step_s
+    carry_s = 2 * pixels / 1e6 * _CARRY_S * rate / stride
     return Work(
         rounds=0,
-        steps=config.iterations,
+        steps=flow_steps + refine_steps,
         predictions=filled + judged,
-        step_s=crops / 1e6 * _TRAIN_S * rate,
-        prediction_s=2 * pixels / 1e6 * _CARRY_S * rate / stride,
-        memory_bytes=(300 + config.cache_mb) * 2**20 + _BAND_BYTES + 40 * classes * pixels,
+        step_s=seconds / max(1, flow_steps + refine_steps),
+        prediction_s=(1 + guided) * carry_s + refined * refine_slice_s,
+        memory_bytes=(300 + config.cache_mb) * 2**20 + _BAND_BYTES + 40 * classes * pixels + refined * refine_bytes,
     )
 
 
@@ -267,6 +353,11 @@ class Flow:
         self._values = np.array([0, *context.class_ids], np.uint8)
         self._plain = NetworkConfig(image_channels=context.image_channels(), in_slices=1, classes=context.class_ids)
         self._features: OrderedDict[Slot, Tensor] = OrderedDict()
+        # of the encoder of pseudo-labels, once there is one
+        self._guide: dict[str, Tensor] = {}
+        if self.config.guide == "refined":
+            # what a 3D network cannot learn is better said before the hours that come first
+            Known(context).check_classes()
         self._usual_area = self._measure_usual_area()
         pixels = max(math.prod(context.volume(name).plane_shape(context.axis)) for name in context.volumes)
         first = Slot(context.volumes[0], context.annotated(context.volumes[0])[0])
@@ -288,9 +379,13 @@ class Flow:
         tensors, extra = self.context.load_state() or ({}, {})
         digest = self.context.annotation_digest()
         if extra:
-            self.network.load_state_dict(tensors)
+            self._take(tensors)
+        elif self.config.model:
+            guides = len(self._values) - 1 if self.config.guide != "off" else 0
+            folder = model_folder(self.context.project, self.config.model)
+            self._take(fitting_weights(folder, self.network.config, guides))
         else:
-            yield from self._learn()
+            yield from self._learn("learn what corresponds", self.config.iterations)
             if self.context.stop():
                 return
         self.network.eval()
@@ -299,13 +394,83 @@ class Flow:
             yield from self._calibrate()
             if self.context.stop():
                 return
-            self.context.save_state(
-                self.network.state_dict(), {"annotation": digest, "calibration": asdict(self.calibration)}
-            )
+            self._save(digest)
         else:
             self.calibration = Calibration(**extra["calibration"])  # type: ignore[arg-type]
+        if self.config.guide != "off":
+            yield from self._guided(digest, 0 if fresh else int(extra["stages"]))  # type: ignore[arg-type]
+            if self.context.stop():
+                return
         yield from self._fill(frozenset() if fresh else self._done())
         self._save_model()
+
+    def _take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the weights to those of a state or of a model."""
+        self.network.load_state_dict(image_weights(tensors))
+        self._guide = guide_weights(tensors)
+
+    def _save(self, digest: str, stages: int = 0) -> None:
+        """Put on disk what a resume starts from; `stages` of those with a guide are done."""
+        self.context.save_state(
+            {**self.network.state_dict(), **self._guide},
+            {"annotation": digest, "calibration": asdict(self.calibration), "stages": stages},
+        )
+
+    # -- the guide ----------------------------------------------------------------------------------------------------
+
+    def _guided(self, digest: str, done: int) -> Iterator[Event]:
+        """Make pseudo-labels and a network that sees them; `done` stages are on disk."""
+        stages = [self._pseudo_label, self._refine] if self.config.guide == "refined" else [self._pseudo_label]
+        for number, stage in enumerate(stages, 1):
+            if number > done:
+                yield from stage()
+                if self.context.stop():
+                    return
+                self._save(digest, number)
+        # the image branch goes on from what it has learned; an encoder that is on disk needs no training
+        image = self.network
+        self.network = GuidedNetwork(GuidedConfig(**image.config.model_dump(), guides=len(self._values) - 1)).to(
+            self.context.device
+        )
+        self.network.load_state_dict({**self.network.state_dict(), **image.state_dict(), **self._guide})
+        self._features.clear()
+        if not self._guide:
+            yield from self._learn("learn with a guide", self.config.guide_iterations)
+            if self.context.stop():
+                return
+            self._guide = guide_weights(self.network.state_dict())
+            self._save(digest, len(stages))
+        self.network.eval()
+
+    def _pseudo_label(self) -> Iterator[Event]:
+        for name in self.context.volumes:
+            for index in self.context.annotated(name):
+                target, known = self._supervised(Slot(name, index))
+                self.context.write_accepted(name, index, np.where(known, self._channel[target], np.uint8(IGNORE)))
+            for gap in gaps(self.context, name):
+                for index, probability in self._carried(gap):
+                    if probability is not None:
+                        self.context.write_accepted(name, index, probability.argmax(0).astype(np.uint8))
+                    done = index - gap.slices.start + 1
+                    yield Progress("pseudo-label", done, len(gap.slices), self._name(gap, index))
+                    if self.context.stop():
+                        return
+
+    def _refine(self) -> Iterator[Event]:
+        yield from refine(self.context, _refinement(self.config))
+
+    def _seen(self, slot: Slot, *, guided: bool = True) -> Tensor:
+        """Return what the network sees of a slice: intensities, and with a guide the distances of pseudo-labels."""
+        plane = self._plane(slot)
+        if not isinstance(self.network, GuidedNetwork):
+            return plane
+        if not guided:
+            return torch.cat([plane, plane.new_zeros(len(self._values) - 1, *plane.shape[1:])])
+        if self.config.guide == "refined":
+            labels = refined_store(self.context, slot.volume).read(slot.index)
+        else:
+            labels = self.context.read_accepted(slot.volume, slot.index)
+        return torch.cat([plane, torch.from_numpy(guide_distances(labels, len(self._values) - 1))])
 
     def _done(self) -> frozenset[Slot]:
         return frozenset(Slot(name, index) for name in self.context.volumes for index in self.context.done(name))
@@ -374,7 +539,7 @@ class Flow:
     def _save_model(self) -> None:
         weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
         description: dict[str, JsonValue] = {
-            "correspondence": self.network.config.model_dump(mode="json"),
+            **describe(self.network),
             "axis": self.context.axis,
             "method": NAME,
         }
@@ -382,23 +547,25 @@ class Flow:
 
     # -- learning from the image --------------------------------------------------------------------------------------
 
-    def _learn(self) -> Iterator[Event]:
-        if not self.config.iterations:
+    def _learn(self, stage: str, steps: int) -> Iterator[Event]:
+        if not steps:
             return
         runs = self._runs()
         if not runs:
             return
-        optimizer = torch.optim.Adam(self.network.parameters(), self.config.learning_rate)
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay
+        )
         self.network.train()
-        for number in range(1, self.config.iterations + 1):
+        for number in range(1, steps + 1):
             target, source, seen = self._pairs(runs)
             loss = reconstruction_loss(self.network, target, source, seen)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
             optimizer.step()
-            yield Progress("learn what corresponds", number, self.config.iterations)
-            if number % _METRIC_EVERY == 0 or number == self.config.iterations:
+            yield Progress(stage, number, steps)
+            if number % _METRIC_EVERY == 0 or number == steps:
                 yield Metric("loss", check_loss(float(loss.detach())), number)
             if self.context.stop():
                 return
@@ -419,7 +586,7 @@ class Flow:
             name, start, stop = starts[number]
             if stop - start <= self.config.gap_low:
                 continue
-            run = torch.stack([self._plane(Slot(name, index)) for index in range(start, stop)])
+            run = torch.stack([self._seen(Slot(name, index)) for index in range(start, stop)])
             budget -= run.nbytes
             runs.append(run)
             if budget < run.nbytes or len(runs) == _RUNS:
@@ -446,14 +613,19 @@ class Flow:
             sources.append(crops[1])
         target, source = (padded_to(torch.stack(crops), stride) for crops in (targets, sources))
         both = torch.stack([target, source], 1)
+        channels = self.network.config.image_channels
+        target, source = target[:, :channels], source[:, :channels]
         if config.contrast == "on":
             gamma, gain = (
                 torch.from_numpy(rng.uniform(low, high, (config.batch, 2, 1, 1, 1)).astype(np.float32))
                 for low, high in ((0.7, 1.4), (0.8, 1.2))
             )
-            both_seen = gain * both.clamp_min(1e-3) ** gamma
+            varied = gain * both[:, :, :channels].clamp_min(1e-3) ** gamma
+            both_seen = torch.cat([varied, both[:, :, channels:]], 2)
         else:
             both_seen = both
+        if both.shape[2] > channels:
+            both_seen = without_some_guides(both_seen, channels, config.guide_dropout, rng)
         device = self.context.device
         return target.to(device), source[:, None].to(device), both_seen.to(device)
 
@@ -610,10 +782,11 @@ class Flow:
         return torch.from_numpy((planes * std + mean - low) / (high - low))
 
     def _encoded(self, slot: Slot) -> Tensor:
-        """Return the features of a slice, (64, h / stride, w / stride); the last ones stay in memory."""
+        """Return the features of a slice, (64 or 128, h / stride, w / stride); the last ones stay in memory."""
         if slot not in self._features:
             with torch.inference_mode():
-                plane = padded_to(self._plane(slot), self.network.config.stride)
+                seen = self._seen(slot, guided=self.config.guide_carry == "on")
+                plane = padded_to(seen, self.network.config.stride)
                 self._features[slot] = _encoded_in_tiles(self.network, plane.to(self.context.device))
             total = sum(features.nbytes for features in self._features.values())
             while total > self.config.cache_mb * 2**20 and len(self._features) > 1:
@@ -714,6 +887,16 @@ def _around_one(piece: Piece) -> list[tuple[int, int]]:
 def _some(items: Sequence[T]) -> Sequence[T]:
     """Return as many items as are held out at most, evenly spread."""
     return items[:: max(1, -(-len(items) // _MOST_HELD_OUT))]
+
+
+def _refinement(config: FlowConfig) -> VolumeLearningConfig:
+    return refinement_config(
+        iterations=config.refine_iterations,
+        width=config.refine_width,
+        crop_px=config.crop_px,
+        seed=config.seed,
+        device=config.device,
+    )
 
 
 def _stride(config: FlowConfig, pixels: int) -> Literal[1, 2, 4]:
