@@ -445,16 +445,21 @@ class Flow:
     def _pseudo_label(self) -> Iterator[Event]:
         for name in self.context.volumes:
             for index in self.context.annotated(name):
-                target, known = self._supervised(Slot(name, index))
-                self.context.write_accepted(name, index, np.where(known, self._channel[target], np.uint8(IGNORE)))
+                slot = Slot(name, index)
+                self._accept(slot, np.full(self._plane(slot).shape[1:], IGNORE, np.uint8))
             for gap in gaps(self.context, name):
                 for index, probability in self._carried(gap):
                     if probability is not None:
-                        self.context.write_accepted(name, index, probability.argmax(0).astype(np.uint8))
+                        self._accept(Slot(name, index), probability.argmax(0).astype(np.uint8))
                     done = index - gap.slices.start + 1
                     yield Progress("pseudo-label", done, len(gap.slices), self._name(gap, index))
                     if self.context.stop():
                         return
+
+    def _accept(self, slot: Slot, channels: "NDArray[np.uint8]") -> None:
+        """Keep pseudo-labels of a slice; what a human painted is true, along whichever axis."""
+        target, known = self._supervised(slot)
+        self.context.write_accepted(slot.volume, slot.index, np.where(known, self._channel[target], channels))
 
     def _refine(self) -> Iterator[Event]:
         yield from refine(self.context, _refinement(self.config))
