@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.engine.config import build_config
-from napari_slicelabel.engine.context import run_store
+from napari_slicelabel.engine.context import Slot, run_store
 from napari_slicelabel.engine.events import Finished, Progress, SliceDone
 from napari_slicelabel.engine.losses import IGNORE
+from napari_slicelabel.engine.methods.flow import Flow
 from napari_slicelabel.engine.plan import plan
 from napari_slicelabel.engine.run import run
 from napari_slicelabel.engine.stores import SliceStore
@@ -104,18 +105,28 @@ def boxes(number: int) -> NDArray[np.uint8]:
     return volume
 
 
-def test_the_network_in_3d_learns_over_all_volumes(make_project: Callable[..., Project]) -> None:
-    """One annotated slice in each of three volumes, the image says it all: refined labels are close to the truth."""
+def test_refinement_finds_what_wrong_labels_have_in_common(
+    make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three volumes with an annotated slice each; of the pseudo-labels of the others a third is drawn at random."""
     volumes = {name: boxes(number) for number, name in enumerate("abc")}
     project = make_project(volumes, dict.fromkeys("abc", (5,)))
+    rng = np.random.default_rng(0)
+    accept = Flow._accept
+
+    def wrong(self: Flow, slot: Slot, _channels: NDArray[np.uint8]) -> None:
+        truth = volumes[slot.volume][slot.index]
+        drawn = rng.integers(0, 3, truth.shape, np.uint8)
+        accept(self, slot, np.where(rng.random(truth.shape) < 1 / 3, drawn, truth))
+
+    monkeypatch.setattr(Flow, "_accept", wrong)
     settings = {**PLUS, "refine_iterations": 60, "refine_width": 8, "verify": "off", "seed": 1}
     list(run(project, build_config("flow", settings)))
     for name, truth in volumes.items():
-        refined = refined_of(project, name)
+        given, refined = labels_of(project, name, "accepted"), refined_of(project, name)
+        assert (given == truth).mean() < 0.82
         assert (refined == truth).mean() > 0.95
-        carried = labels_of(project, name, "accepted")
-        assert (refined == truth).mean() > (carried == truth).mean(), "objects end where the image says so"
-        assert set(np.unique(labels_of(project, name))) <= {0, 1, 2}
+        np.testing.assert_array_equal(refined[5], truth[5])
 
 
 def test_a_stage_that_is_done_is_not_done_again(painted: Project) -> None:
@@ -145,8 +156,14 @@ def test_what_is_painted_since_is_carried_and_refined_but_not_learned_again(pain
     plane = np.zeros((64, 64), np.uint8)
     plane[20:40, 20:40] = 1
     painted.annotation("tiny").write_slice(SliceRef("z", 9), plane, complete=True)
+    again = run(painted, resume=painted.run_ids()[-1])
+    for event in again:
+        # interrupted once more: what was written before the change must not count after that either
+        if isinstance(event, Progress) and event.stage == "refine":
+            break
+    again.close()
     again = list(run(painted, resume=painted.run_ids()[-1]))
-    assert stages(again) == ["pseudo-label", "refine"]
+    assert stages(again) == ["refine"]
     np.testing.assert_array_equal(labels_of(painted)[9], plane)
     # what belongs to the run is what was annotated when it began
     assert sum(isinstance(event, SliceDone) for event in again) == 16

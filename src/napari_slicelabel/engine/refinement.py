@@ -28,6 +28,8 @@ STAGE = "refine"
 # What a crop of one step and the blocks in memory take, as with the 3D methods.
 _BYTES_PER_VOXEL, _BYTES_PER_STEP = 24, 1500
 _MOST_CROP_PX = 128
+# Half of what the 3D methods have: features of slices are in memory as well.
+_POOL_MB = 512
 
 
 def refinement_config(
@@ -47,6 +49,7 @@ def refinement_config(
         coordinates="on",
         flips="off",
         human_share=0.33,
+        pool_mb=_POOL_MB,
         calibrate="off",
         seed=seed,
         device=device,

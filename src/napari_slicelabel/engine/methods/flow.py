@@ -355,6 +355,8 @@ class Flow:
         self._features: OrderedDict[Slot, Tensor] = OrderedDict()
         # of the encoder of pseudo-labels, once there is one
         self._guide: dict[str, Tensor] = {}
+        # slices that were written before the annotation changed, and count as not written
+        self._stale: frozenset[Slot] = frozenset()
         if self.config.guide == "refined":
             # what a 3D network cannot learn is better said before the hours that come first
             Known(context).check_classes()
@@ -394,14 +396,16 @@ class Flow:
             yield from self._calibrate()
             if self.context.stop():
                 return
+            self._stale = self._done()
             self._save(digest)
         else:
+            self._stale = frozenset(Slot(**slot) for slot in extra["stale"])  # type: ignore[arg-type, union-attr]
             self.calibration = Calibration(**extra["calibration"])  # type: ignore[arg-type]
         if self.config.guide != "off":
             yield from self._guided(digest, 0 if fresh else int(extra["stages"]))  # type: ignore[arg-type]
             if self.context.stop():
                 return
-        yield from self._fill(frozenset() if fresh else self._done())
+        yield from self._fill(self._done() - self._stale)
         self._save_model()
 
     def _take(self, tensors: Mapping[str, Tensor]) -> None:
@@ -413,7 +417,12 @@ class Flow:
         """Put on disk what a resume starts from; `stages` of those with a guide are done."""
         self.context.save_state(
             {**self.network.state_dict(), **self._guide},
-            {"annotation": digest, "calibration": asdict(self.calibration), "stages": stages},
+            {
+                "annotation": digest,
+                "calibration": asdict(self.calibration),
+                "stages": stages,
+                "stale": [asdict(slot) for slot in sorted(self._stale)],
+            },
         )
 
     # -- the guide ----------------------------------------------------------------------------------------------------
