@@ -41,6 +41,10 @@ ARMS: dict[str, tuple[str, dict[str, object]]] = {
     "nearest copy": ("interpolate", {"mode": "nearest"}),
     "registration": ("registration", {}),
     "sli2vol": ("flow", {"preset": "sli2vol"}),
+    "GEIG": ("flow", {"preset": "sli2vol+", "guide": "off"}),
+    "PL": ("flow", {"preset": "sli2vol+", "guide": "pseudo", "profile": "edges"}),
+    "refined PL": ("flow", {"preset": "sli2vol+", "profile": "edges"}),
+    "sli2vol+": ("flow", {"preset": "sli2vol+"}),
     "default": ("flow", {}),
 }
 

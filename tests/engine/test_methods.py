@@ -49,6 +49,9 @@ class Case:
     def config(self, **values: object) -> MethodConfig:
         return build_config(self.method, {"device": "cpu", **self.settings, **values})
 
+    def __str__(self) -> str:
+        return " ".join(str(word) for word in (self.method, self.settings.get("preset")) if word)
+
 
 TINY_NETWORK: dict[str, object] = {
     **dict.fromkeys(("iterations", "round_iterations", "fold_iterations", "transfer_iterations"), 2),
@@ -58,6 +61,15 @@ TINY_NETWORK: dict[str, object] = {
     "crop_px": 32,
 }
 TINY_FLOW: dict[str, object] = {"iterations": 2, "batch": 2, "crop_px": 32, "reuse": "off"}
+TINY_PLUS: dict[str, object] = {
+    **TINY_FLOW,
+    "preset": "sli2vol+",
+    **dict.fromkeys(("guide_iterations", "refine_iterations"), 2),
+    "refine_width": 4,
+    "encoder": "compact",
+    "sides": "both",
+    "calibrate": "auto",
+}
 TINY_VOLUME: dict[str, object] = {
     **dict.fromkeys(("iterations", "fold_iterations"), 2),
     "width": 4,
@@ -73,6 +85,7 @@ TINY_META: dict[str, object] = {
 }
 CASES = (
     Case("flow", TINY_FLOW, chains=True),
+    Case("flow", TINY_PLUS, cancels=8, kills=3, chains=True),
     Case("gradual-3d", {**TINY_VOLUME, "round_iterations": 2, "rounds": 2, "churn": 0.0}),
     Case("interpolate", cancels=30, kills=6, resumes_exactly=True),
     Case("self-label", TINY_NETWORK),
@@ -112,7 +125,7 @@ def assert_consistent(project: Project, run_id: str) -> None:
     assert all(sure[index].any() for index in done)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.method)
+@pytest.mark.parametrize("case", CASES, ids=str)
 class TestContract:
     def test_does_not_pass_a_stop_slice(self, painted: Project, case: Case) -> None:
         """Slices 2, 7 and 12 are annotated: the piece from 8 ends at 12, and nothing behind it is annotated."""
@@ -283,7 +296,7 @@ def runner() -> Iterator[Runner]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.method)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_killed_and_resumed(painted: Project, runner: Runner, case: Case) -> None:
     """SIGKILL at random: the project opens, nothing half-written counts, and a resume ends as if nothing had been."""
     order: dict[str, object] = {"project": str(painted.path), "method": case.method}

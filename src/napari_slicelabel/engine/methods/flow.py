@@ -4,6 +4,9 @@ Preset ``sli2vol`` after Yeung et al., MICCAI 2021 (released code: pakheiyeung/S
 annotated slice is an anchor, soft labels are carried from both sides, and the two are weighed by distance and by how
 well each side meets the annotated slice at its other end. Damaged slices are stepped over, and a correction costs no
 more than the gaps that it touches.
+
+Preset ``sli2vol+`` after An et al., 2025: what was carried once is refined by a 3D network, and guides a second
+correspondence network (`engine.guided`, `engine.refinement`).
 """
 
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
@@ -40,12 +43,24 @@ from napari_slicelabel.engine.correspondence import (
 from napari_slicelabel.engine.earlier import EarlierRun
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
 from napari_slicelabel.engine.fit import check_loss
+from napari_slicelabel.engine.flow_model import describe, fitting_weights, model_folder
+from napari_slicelabel.engine.guided import (
+    GuidedConfig,
+    GuidedNetwork,
+    guide_distances,
+    guide_weights,
+    image_weights,
+    without_some_guides,
+)
 from napari_slicelabel.engine.interpolation import LABEL_RADIUS_PX, blend, class_distances
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.networks import NetworkConfig
 from napari_slicelabel.engine.pieces import Piece
 from napari_slicelabel.engine.planes import PlaneReader
 from napari_slicelabel.engine.predict import Band
+from napari_slicelabel.engine.refinement import refine, refined_store, refinement_config, refinement_work
+from napari_slicelabel.engine.regions import Known
+from napari_slicelabel.engine.volume_learning import VolumeLearningConfig
 from napari_slicelabel.engine.work import Stack, Work
 
 if TYPE_CHECKING:
@@ -105,6 +120,30 @@ class FlowConfig(MethodConfig):
             "verify": "on",
             "calibrate": "off",
         },
+        "sli2vol+": {
+            "encoder": "resnet",
+            "profile": "gradients",
+            "stride": "1",
+            "iterations": 400,
+            "batch": 5,
+            "crop_px": 256,
+            "gap_low": 2,
+            "gap_high": 4,
+            "learning_rate": 1e-4,
+            "weight_decay": 0.005,
+            "contrast": "off",
+            "masks": "hard",
+            "sides": "nearest",
+            "references": 1,
+            "anchor": "off",
+            "shapes": 0.0,
+            "verify": "on",
+            "calibrate": "off",
+            "damaged": "keep",
+            "guide": "refined",
+            "guide_iterations": 400,
+            "refine_iterations": 300,
+        },
     }
     SIMPLE: ClassVar = ("iterations", "axis", "range", "device")
 
@@ -147,6 +186,9 @@ class FlowConfig(MethodConfig):
     learning_rate: float = Field(
         1e-3, ge=1e-6, le=1.0, json_schema_extra={"step": 1e-6}, description="Of Adam, constant."
     )
+    weight_decay: float = Field(
+        0.0, ge=0.0, le=1.0, json_schema_extra={"step": 0.001}, description="More than 0 makes it AdamW."
+    )
     contrast: Literal["on", "off"] = Field("on", description="Vary the contrast of what the network is trained on.")
     references: int = Field(
         1, ge=0, le=8, json_schema_extra={"step": 1}, description="Labelled neighbours that a slice takes labels from."
@@ -179,6 +221,38 @@ class FlowConfig(MethodConfig):
         "on",
         description="Take over from the last run of the same kind what still holds: the network, and all gaps whose"
         " annotated slices are as they were.",
+    )
+    guide: Literal["off", "pseudo", "refined"] = Field(
+        "off",
+        description="Carry labels twice: the second time slices are compared by what the first time gave, too; refined:"
+        " after a 3D network has learned from it.",
+    )
+    guide_iterations: int = Field(
+        100,
+        ge=1,
+        le=1_000_000,
+        json_schema_extra={"step": 50},
+        description="Training steps of the network that is guided; it begins with what was learned of the image.",
+    )
+    guide_dropout: float = Field(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        json_schema_extra={"step": 0.05},
+        description="Share of the crops without a guide, by which the network learns to do without.",
+    )
+    guide_carry: Literal["on", "off"] = Field(
+        "on", description="Whether labels are carried with the guide; off: it has only taught, as in the paper."
+    )
+    refine_iterations: int = Field(
+        150, ge=1, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps of the 3D network."
+    )
+    refine_width: int = Field(
+        16, ge=4, le=64, multiple_of=4, json_schema_extra={"step": 4}, description="Channels of its first level."
+    )
+    model: str = Field(
+        "",
+        description="Run id, or folder `model` of a run, whose correspondence network is used as it is; empty: train.",
     )
     cache_mb: int = Field(
         512, ge=16, le=1_000_000, json_schema_extra={"step": 16}, description="Memory for features, in MiB."
@@ -242,7 +316,9 @@ def propagate(context: "RunContext", config: FlowConfig) -> Iterator[Event]:
     Raises
     ------
     InputError
-        A volume has no annotated slice, none has a class in it, or images differ in channels.
+        A volume has no annotated slice, none has a class in it, images differ in channels, or `model` does not fit.
+    MissingFileError
+        No such `model`.
 
     Notes
     -----
@@ -256,6 +332,11 @@ def propagate(context: "RunContext", config: FlowConfig) -> Iterator[Event]:
     Intensities are carried along. A pixel whose intensity the slices before do not explain is one that they have no
     label for: its confidence falls. A slice of which that is true as a whole is damaged: it gets the labels carried to
     the slices before it, and nothing is taken from it.
+
+    With ``guide`` the labels of that first pass are kept as pseudo-labels, refined in 3D, and seen by a second network,
+    which carries the labels that are written. State is on disk after each stage: *learn what corresponds*, *calibrate*
+    (always without the guide, which knows slices that are held out), *pseudo-label*, *refine*, *learn with a guide*. A
+    resume goes on behind the last one; where the annotation has changed since, from *calibrate* on.
 
     Memory holds the features of a few slices (of up to ``cache_mb``, which stay for the next run in this process), and
     one gap's labels are on disk in the run's folder.
@@ -310,13 +391,19 @@ def work(stacks: Sequence[Stack], classes: int, config: FlowConfig) -> Work:
     filled = sum(stack.slices for stack in stacks)
     crops = 2 * config.batch * min(config.crop_px**2, pixels)
     rate = 1.0 if config.encoder == "resnet" else 0.5 / stride
+    guided, refined = config.guide != "off", config.guide == "refined"
+    flow_steps = 0 if config.model else config.iterations + guided * config.guide_iterations
+    refine_steps = refined * config.refine_iterations
+    refine_step_s, refine_slice_s, refine_bytes = refinement_work(stacks, _refinement(config))
+    seconds = flow_steps * crops / 1e6 * _TRAIN_S * rate + refine_steps * refine_step_s
+    carry_s = 2 * pixels / 1e6 * _CARRY_S * rate / stride
     return Work(
         rounds=0,
-        steps=config.iterations,
+        steps=flow_steps + refine_steps,
         predictions=filled + judged,
-        step_s=crops / 1e6 * _TRAIN_S * rate,
-        prediction_s=2 * pixels / 1e6 * _CARRY_S * rate / stride,
-        memory_bytes=(300 + config.cache_mb) * 2**20 + 60 * (2 + classes) * pixels,
+        step_s=seconds / max(1, flow_steps + refine_steps),
+        prediction_s=(1 + guided) * carry_s + refined * refine_slice_s,
+        memory_bytes=(300 + config.cache_mb) * 2**20 + 60 * (2 + classes) * pixels + refined * refine_bytes,
     )
 
 
@@ -349,6 +436,13 @@ class Flow:
         self._channel[[0, *context.class_ids]] = np.arange(1 + len(context.class_ids))
         self._values = np.array([0, *context.class_ids], np.uint8)
         self._plain = NetworkConfig(image_channels=context.image_channels(), in_slices=1, classes=context.class_ids)
+        # of the encoder of pseudo-labels, once there is one
+        self._guide: dict[str, Tensor] = {}
+        # slices that were written before the annotation changed, and count as not written
+        self._stale: frozenset[Slot] = frozenset()
+        if self.config.guide == "refined":
+            # what a 3D network cannot learn is better said before the hours that come first
+            Known(context).check_classes()
         self._usual_area = self._measure_usual_area()
         pixels = max(math.prod(context.volume(name).plane_shape(context.axis)) for name in context.volumes)
         first = next(Slot(name, context.annotated(name)[0]) for name in context.volumes if context.annotated(name))
@@ -365,6 +459,7 @@ class Flow:
             )
         ).to(context.device)
         self._token = ""
+        self._measured_with = 0
         self._residual = 0.0
 
     def _reach(self, pixels: int) -> float:
@@ -384,9 +479,13 @@ class Flow:
         if earlier is not None:
             tensors = dict(earlier.tensors)
         if tensors:
-            self.network.load_state_dict(tensors)
+            self._take(tensors)
+        elif self.config.model:
+            guides = len(self._values) - 1 if self.config.guide != "off" else 0
+            folder = model_folder(self.context.project, self.config.model)
+            self._take(fitting_weights(folder, self.network.config, guides))
         else:
-            yield from self._train()
+            yield from self._train("learn what corresponds", self.config.iterations)
             if self.context.stop():
                 return
         self._look()
@@ -402,31 +501,48 @@ class Flow:
                 return
             # what is sure by another measure is not taken over
             earlier, measured_with = None, annotated
+        self._measured_with = measured_with
         unchanged = bool(extra) and extra["painted"] == painted
-        if not unchanged:
-            self._save(painted, measured_with)
+        if unchanged:
+            self._stale = frozenset(Slot(**slot) for slot in extra["stale"])  # type: ignore[arg-type, union-attr]
+        else:
+            self._stale = self._done()
+            self._save(painted)
+        if self.config.guide != "off":
+            yield from self._guided(painted, int(extra["stages"]) if unchanged else 0)  # type: ignore[arg-type]
+            if self.context.stop():
+                return
         if earlier is not None:
             yield from self._take_over(earlier, painted)
             if self.context.stop():
                 return
-        yield from self._fill(self._done() if unchanged or earlier is not None else frozenset())
+        yield from self._fill(self._done() - self._stale)
         self._save_model()
 
-    def _save(self, painted: Mapping[str, str], measured_with: int) -> None:
+    def _take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the weights to those of a state or of a model."""
+        self.network.load_state_dict(image_weights(tensors))
+        self._guide = guide_weights(tensors)
+
+    def _save(self, painted: Mapping[str, str], stages: int = 0) -> None:
+        """Put on disk what a resume or a later run starts from; `stages` of those with a guide are done."""
         extra: dict[str, JsonValue] = {
             "painted": dict(painted),
             "image": self._image_token(),
             "classes": list(self.context.class_ids),
             "calibration": asdict(self.calibration),
-            "measured_with": measured_with,
+            "measured_with": self._measured_with,
+            "stages": stages,
+            "stale": [asdict(slot) for slot in sorted(self._stale)],
         }
-        self.context.save_state(self.network.state_dict(), extra)
+        self.context.save_state({**self.network.state_dict(), **self._guide}, extra)
 
     # -- what an earlier run did ---------------------------------------------------------------------------------------
 
     def _earlier(self) -> EarlierRun | None:
         """Return the run whose network and labels may be taken over."""
-        if self.config.reuse == "off":
+        if self.config.reuse == "off" or self.config.guide != "off" or self.config.model:
+            # with a guide every label depends on every other, and a model may have changed
             return None
         found = self.context.earlier()
         same = found is not None and (
@@ -487,7 +603,69 @@ class Flow:
         digest = hashlib.sha256(self.network.config.model_dump_json().encode())
         for value in self.network.state_dict().values():
             digest.update(value.detach().cpu().numpy().tobytes())
-        return digest.hexdigest() + self._image_token()
+        # a guide is a run's own
+        own = str(self.context.folder) if isinstance(self.network, GuidedNetwork) else ""
+        return digest.hexdigest() + self._image_token() + own
+
+    # -- the guide ----------------------------------------------------------------------------------------------------
+
+    def _guided(self, painted: Mapping[str, str], done: int) -> Iterator[Event]:
+        """Make pseudo-labels and a network that sees them; `done` stages are on disk."""
+        stages = [self._pseudo_label, self._refine] if self.config.guide == "refined" else [self._pseudo_label]
+        for number, stage in enumerate(stages, 1):
+            if number > done:
+                yield from stage()
+                if self.context.stop():
+                    return
+                self._save(painted, number)
+        # the image branch goes on from what it has learned; an encoder that is on disk needs no training
+        image = self.network
+        self.network = GuidedNetwork(GuidedConfig(**image.config.model_dump(), guides=len(self._values) - 1)).to(
+            self.context.device
+        )
+        self.network.load_state_dict({**self.network.state_dict(), **image.state_dict(), **self._guide})
+        if not self._guide:
+            yield from self._train("learn with a guide", self.config.guide_iterations)
+            if self.context.stop():
+                return
+            self._guide = guide_weights(self.network.state_dict())
+            self._save(painted, len(stages))
+        self._look()
+
+    def _pseudo_label(self) -> Iterator[Event]:
+        for name in self.context.volumes:
+            for index in self.context.annotated(name):
+                slot = Slot(name, index)
+                self._accept(slot, np.full(self._plane(slot).shape[1:], IGNORE, np.uint8))
+            for gap in gaps(self.context, name):
+                for index, probability in self.carried(gap):
+                    if probability is not None:
+                        self._accept(Slot(name, index), probability.argmax(0).astype(np.uint8))
+                    done = index - gap.slices.start + 1
+                    yield Progress("pseudo-label", done, len(gap.slices), self.name(gap, index))
+                    if self.context.stop():
+                        return
+
+    def _accept(self, slot: Slot, channels: "NDArray[np.uint8]") -> None:
+        """Keep pseudo-labels of a slice; what a human painted is true, along whichever axis."""
+        target, known = self._supervised(slot)
+        self.context.write_accepted(slot.volume, slot.index, np.where(known, self._channel[target], channels))
+
+    def _refine(self) -> Iterator[Event]:
+        yield from refine(self.context, _refinement(self.config))
+
+    def _seen(self, slot: Slot, *, guided: bool = True) -> Tensor:
+        """Return what the network sees of a slice: intensities, and with a guide the distances of pseudo-labels."""
+        plane = self._plane(slot)
+        if not isinstance(self.network, GuidedNetwork):
+            return plane
+        if not guided:
+            return torch.cat([plane, plane.new_zeros(len(self._values) - 1, *plane.shape[1:])])
+        if self.config.guide == "refined":
+            labels = refined_store(self.context, slot.volume).read(slot.index)
+        else:
+            labels = self.context.read_accepted(slot.volume, slot.index)
+        return torch.cat([plane, torch.from_numpy(guide_distances(labels, len(self._values) - 1))])
 
     def _done(self) -> frozenset[Slot]:
         return frozenset(Slot(name, index) for name in self.context.volumes for index in self.context.done(name))
@@ -557,7 +735,7 @@ class Flow:
     def _save_model(self) -> None:
         weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
         description: dict[str, JsonValue] = {
-            "correspondence": self.network.config.model_dump(mode="json"),
+            **describe(self.network),
             "axis": self.context.axis,
             "method": NAME,
         }
@@ -567,7 +745,7 @@ class Flow:
 
     def learn(self) -> Iterator[Event]:
         """Train the network; then labels can be carried."""
-        yield from self._train()
+        yield from self._train("learn what corresponds", self.config.iterations)
         self._look()
 
     def _look(self) -> None:
@@ -576,23 +754,25 @@ class Flow:
         self._token = self._network_token()
         self._residual = self._measure_residual()
 
-    def _train(self) -> Iterator[Event]:
-        if not self.config.iterations:
+    def _train(self, stage: str, steps: int) -> Iterator[Event]:
+        if not steps:
             return
         runs = self._runs()
         if not runs:
             return
-        optimizer = torch.optim.Adam(self.network.parameters(), self.config.learning_rate)
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay
+        )
         self.network.train()
-        for number in range(1, self.config.iterations + 1):
+        for number in range(1, steps + 1):
             target, source, seen = self._pairs(runs)
             loss = reconstruction_loss(self.network, target, source, seen)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
             optimizer.step()
-            yield Progress("learn what corresponds", number, self.config.iterations)
-            if number % _METRIC_EVERY == 0 or number == self.config.iterations:
+            yield Progress(stage, number, steps)
+            if number % _METRIC_EVERY == 0 or number == steps:
                 yield Metric("loss", check_loss(float(loss.detach())), number)
             if self.context.stop():
                 return
@@ -613,7 +793,7 @@ class Flow:
             name, start, stop = starts[number]
             if stop - start <= self.config.gap_low:
                 continue
-            run = torch.stack([self._plane(Slot(name, index)) for index in range(start, stop)])
+            run = torch.stack([self._seen(Slot(name, index)) for index in range(start, stop)])
             budget -= run.nbytes
             runs.append(run)
             if budget < run.nbytes or len(runs) == _RUNS:
@@ -640,14 +820,19 @@ class Flow:
             sources.append(crops[1])
         target, source = (padded_to(torch.stack(crops), stride) for crops in (targets, sources))
         both = torch.stack([target, source], 1)
+        channels = self.network.config.image_channels
+        target, source = target[:, :channels], source[:, :channels]
         if config.contrast == "on":
             gamma, gain = (
                 torch.from_numpy(rng.uniform(low, high, (config.batch, 2, 1, 1, 1)).astype(np.float32))
                 for low, high in ((0.7, 1.4), (0.8, 1.2))
             )
-            both_seen = gain * both.clamp_min(1e-3) ** gamma
+            varied = gain * both[:, :, :channels].clamp_min(1e-3) ** gamma
+            both_seen = torch.cat([varied, both[:, :, channels:]], 2)
         else:
             both_seen = both
+        if both.shape[2] > channels:
+            both_seen = without_some_guides(both_seen, channels, config.guide_dropout, rng)
         device = self.context.device
         return target.to(device), source[:, None].to(device), both_seen.to(device)
 
@@ -849,11 +1034,12 @@ class Flow:
         return torch.from_numpy((planes * std + mean - low) / (high - low))
 
     def _encoded(self, slot: Slot) -> Tensor:
-        """Return the features of a slice, (64, h / stride, w / stride); the last ones stay in memory."""
+        """Return the features of a slice, (64 or 128, h / stride, w / stride); the last ones stay in memory."""
         key = (self._token, self.context.axis, slot.volume, slot.index)
         if key not in _FEATURES:
             with torch.inference_mode():
-                plane = padded_to(self._plane(slot), self.network.config.stride)
+                seen = self._seen(slot, guided=self.config.guide_carry == "on")
+                plane = padded_to(seen, self.network.config.stride)
                 _FEATURES[key] = _encoded_in_tiles(self.network, plane.to(self.context.device))
             total = sum(features.nbytes for features in _FEATURES.values())
             while total > self.config.cache_mb * 2**20 and len(_FEATURES) > 1:
@@ -995,6 +1181,16 @@ def _around_one(piece: Piece) -> list[tuple[int, int]]:
 def _some(items: Sequence[T]) -> Sequence[T]:
     """Return as many items as are held out at most, evenly spread."""
     return items[:: max(1, -(-len(items) // _MOST_HELD_OUT))]
+
+
+def _refinement(config: FlowConfig) -> VolumeLearningConfig:
+    return refinement_config(
+        iterations=config.refine_iterations,
+        width=config.refine_width,
+        crop_px=config.crop_px,
+        seed=config.seed,
+        device=config.device,
+    )
 
 
 def _stride(config: FlowConfig, pixels: int) -> Literal[1, 2, 4]:
