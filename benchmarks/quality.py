@@ -1,4 +1,4 @@
-"""Dice of every method on the dev volumes: ``python -m benchmarks.quality``.
+"""Dice of the methods on the dev volumes: ``python -m benchmarks.quality``.
 
 Each run is a process of its own, so that its peak memory is its own. Results are appended to a file of JSON lines; a
 run that is in it already is not repeated, so that a long table can be made in pieces. The table goes to
@@ -37,6 +37,8 @@ ARMS: dict[str, tuple[str, dict[str, object]]] = {
         {"shapes": "off", "rounds": 0, "iterations": STEPS, "calibrate": "off", "transfer_iterations": 0},
     ),
     "self-label": ("self-label", {"transfer_iterations": 0}),
+    "flow": ("flow", {}),
+    "gradual-3d": ("gradual-3d", {}),
 }
 
 
