@@ -15,6 +15,7 @@ from napari_slicelabel.engine.correspondence import (
     edge_profile,
     estimate_noise,
     gradient_profile,
+    misalignment,
     padded_to,
     reconstruction_loss,
 )
@@ -87,6 +88,18 @@ def test_noise_is_measured_despite_structure() -> None:
     disc = ((y - 64) ** 2 + (x - 64) ** 2 < 900).float()
     assert estimate_noise(disc + 0.05 * torch.randn(128, 128)) == pytest.approx(0.05, rel=0.1)
     assert estimate_noise(torch.ones(16, 16)) > 0
+
+
+@given(row=st.integers(-5, 5), column=st.integers(-8, 8))
+def test_a_slice_that_lies_elsewhere_is_found(row: int, column: int) -> None:
+    features = torch.nn.functional.normalize(torch.randn(8, 12, 18, generator=torch.Generator().manual_seed(0)), dim=0)
+    assert misalignment(features.roll((row, column), (-2, -1)), features) == (row, column)
+
+
+def test_unlike_slices_are_left_where_they_are() -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.nn.functional.normalize(torch.randn(2, 8, 64, 64, generator=generator), dim=1)
+    assert misalignment(one, other) == (0, 0)
 
 
 def test_padding_repeats_the_border() -> None:

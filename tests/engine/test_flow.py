@@ -203,6 +203,21 @@ def test_a_damaged_slice_is_stepped_over(tmp_path: Path, kind: str) -> None:
     assert dice(skipped[behind], labels[behind]) > dice(kept[behind], labels[behind])
 
 
+def test_slices_that_jump_are_followed(tmp_path: Path) -> None:
+    """From slice to slice the picture jumps by far more than the window of features reaches."""
+    image, labels = moving_disc()
+    for number, (row, column) in enumerate([(0, 0), (13, -11), (-12, 14), (2, 17)] * 3):
+        for stack in (image, labels):
+            stack[number] = np.roll(stack[number], (row, column), (0, 1))
+    scores = []
+    for align in ("on", "off"):
+        (tmp_path / align).mkdir()
+        found = predicted(followed(tmp_path / align, image, labels, align=align, shapes=0))
+        scores.append(dice(found[1:11], labels[1:11]))
+    assert scores[0] > 0.85
+    assert scores[0] > scores[1] + 0.2
+
+
 def test_what_no_neighbour_explains_is_in_doubt(tmp_path: Path) -> None:
     """Something bright turns up that no annotated slice shows: it gets no label, but its confidence falls."""
     image, labels = moving_disc()

@@ -261,6 +261,32 @@ def reconstruction_loss(network: CorrespondenceNetwork, target: Tensor, sources:
     return functional.smooth_l1_loss(made * _BYTES, target * _BYTES)
 
 
+def misalignment(query: Tensor, key: Tensor, *, gain: float = 0.05) -> tuple[int, int]:
+    """Return by how much a whole slice lies elsewhere than another one.
+
+    Parameters
+    ----------
+    query, key : Tensor of shape (d, h, w)
+        Features of the two slices.
+    gain : float
+        How much more alike features must be, on average, for a shift to be believed; products of features of length 1.
+
+    Returns
+    -------
+    tuple of (int, int)
+        Rows and columns, in features, by which `key` must be rolled to lie on `query`: the peak of their cyclic
+        cross-correlation; (0, 0) where that is not clearly higher than without a shift.
+    """
+    size = query.shape[-2:]
+    spectrum = torch.fft.rfft2(query) * torch.fft.rfft2(key).conj()
+    alike = torch.fft.irfft2(spectrum.sum(0), s=size) / (size[0] * size[1])
+    peak = int(alike.argmax())
+    row, column = peak // size[1], peak % size[1]
+    if float(alike[row, column] - alike[0, 0]) <= gain:
+        return 0, 0
+    return row - size[0] * (2 * row > size[0]), column - size[1] * (2 * column > size[1])
+
+
 def padded_to(x: Tensor, stride: int) -> Tensor:
     """Return slices (..., h, w) with rows and columns repeated at the end up to multiples of `stride`."""
     h, w = x.shape[-2:]

@@ -37,6 +37,7 @@ from napari_slicelabel.engine.correspondence import (
     CorrespondenceConfig,
     CorrespondenceNetwork,
     estimate_noise,
+    misalignment,
     padded_to,
     reconstruction_loss,
 )
@@ -116,6 +117,7 @@ class FlowConfig(MethodConfig):
             "references": 1,
             "anchor": "off",
             "shapes": 0.0,
+            "align": "off",
             "damaged": "keep",
             "verify": "on",
             "calibrate": "off",
@@ -139,6 +141,7 @@ class FlowConfig(MethodConfig):
             "shapes": 0.0,
             "verify": "on",
             "calibrate": "off",
+            "align": "off",
             "damaged": "keep",
             "guide": "refined",
             "guide_iterations": 400,
@@ -212,6 +215,9 @@ class FlowConfig(MethodConfig):
     )
     calibrate: Literal["auto", "off"] = Field(
         "auto", description="Calibrate confidence on annotated slices that are held out, where there are at least 3."
+    )
+    align: Literal["on", "off"] = Field(
+        "on", description="Whether a slice that lies elsewhere as a whole is shifted back before it is compared."
     )
     damaged: Literal["skip", "keep"] = Field(
         "skip",
@@ -913,8 +919,10 @@ class Flow:
             slot = Slot(volume, index)
             memory = [*permanent, *(recent if self.config.references else ())]
             with torch.inference_mode():
-                keys, values = (torch.stack(parts)[None] for parts in zip(*memory, strict=True))
-                carried = self.network.attend(self._encoded(slot)[None], keys, values)[0, :, :h, :w]
+                query = self._encoded(slot)
+                aligned = [self._aligned(query, *remembered) for remembered in memory]
+                keys, values = (torch.stack(parts)[None] for parts in zip(*aligned, strict=True))
+                carried = self.network.attend(query[None], keys, values)[0, :, :h, :w]
                 strange = self._unexplained(carried[count + 1 :], slot)
                 # what is carried from a place that nothing explained is not explained either
                 doubt = torch.maximum(strange, _KEPT_DOUBT * carried[count])[None].cpu().numpy()
@@ -930,6 +938,16 @@ class Flow:
             both = np.concatenate([found, doubt])
             recent.append(self._remembered(slot, both))
             yield index, both
+
+    def _aligned(self, query: Tensor, features: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features and values of a slice rolled to where a slice lies that was cut or scanned elsewhere."""
+        if self.config.align == "off":
+            return features, values
+        row, column = misalignment(query, features)
+        if not row and not column:
+            return features, values
+        stride = self.network.config.stride
+        return features.roll((row, column), (-2, -1)), values.roll((row * stride, column * stride), (-2, -1))
 
     def _remembered(self, slot: Slot, labels: "NDArray[np.float32]") -> tuple[Tensor, Tensor]:
         """Return features, and labels above intensities, of a slice that others take them from."""
