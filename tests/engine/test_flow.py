@@ -16,7 +16,7 @@ from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.context import run_store
 from napari_slicelabel.engine.events import Progress, SliceDone
-from napari_slicelabel.engine.methods.flow import _Planes, _share_of_upper
+from napari_slicelabel.engine.flow import _Planes, _share_of_upper
 from napari_slicelabel.engine.run import run
 from napari_slicelabel.errors import StorageError
 

@@ -13,8 +13,8 @@ from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.context import Slot, run_store
 from napari_slicelabel.engine.events import Finished, Progress, SliceDone
+from napari_slicelabel.engine.flow import Flow
 from napari_slicelabel.engine.losses import IGNORE
-from napari_slicelabel.engine.methods.flow import Flow
 from napari_slicelabel.engine.plan import plan
 from napari_slicelabel.engine.run import run
 from napari_slicelabel.engine.stores import SliceStore

@@ -309,7 +309,8 @@ class _Session:
         )
         with suppress(OSError):
             (self.folder / _RESERVE_NAME).unlink(missing_ok=True)
-        steps: list[Callable[[], None]] = [lambda: self.record.save(self.folder), self._context.save_slices]
+        # the record comes after what it speaks for: a run that is finished is not looked at again
+        steps: list[Callable[[], None]] = [self._context.save_slices, lambda: self.record.save(self.folder)]
         if line and error is not None:
             text = "".join(traceback.format_exception(error))
             steps.append(lambda: self._journal.note(text))

@@ -31,8 +31,8 @@ from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
 from napari_slicelabel.engine.fit import FitConfig, Trainer, check_loss
+from napari_slicelabel.engine.flow import FlowConfig, between
 from napari_slicelabel.engine.losses import IGNORE
-from napari_slicelabel.engine.methods.flow import FlowConfig, between
 from napari_slicelabel.engine.networks import ANDERSON, OUTPUT_STRIDE, PLAIN, NetworkConfig, SliceNetwork, describe
 from napari_slicelabel.engine.planes import PlaneReader
 from napari_slicelabel.engine.predict import predict_bands, with_smaller_tiles

@@ -1,0 +1,1217 @@
+"""Correspondence flow (S4): labels are carried from annotated slices along what the slices themselves look like.
+
+Preset ``sli2vol`` after Yeung et al., MICCAI 2021 (released code: pakheiyeung/Sli2Vol). Ours, preset ``default``: every
+annotated slice is an anchor, soft labels are carried from both sides, and the two are weighed by distance and by how
+well each side meets the annotated slice at its other end. Damaged slices are stepped over, and a correction costs no
+more than the gaps that it touches.
+
+Preset ``sli2vol+`` after An et al., 2025: what was carried once is refined by a 3D network, and guides a second
+correspondence network (`engine.guided`, `engine.refinement`).
+"""
+
+# No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
+import hashlib
+import math
+import os
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar, cast
+
+import numpy as np
+import torch
+from pydantic import Field, JsonValue
+from scipy.ndimage import binary_closing, binary_dilation, binary_fill_holes
+from torch import Tensor
+from torch.nn import functional
+
+from napari_slicelabel.data.boxes import AXES, SliceRef
+from napari_slicelabel.data.files import storage_errors
+from napari_slicelabel.engine.confidence import Calibration, HeldOut, calibrate, label, true_dice
+from napari_slicelabel.engine.config import MethodConfig
+from napari_slicelabel.engine.context import Slot, run_store
+from napari_slicelabel.engine.correspondence import (
+    CorrespondenceConfig,
+    CorrespondenceNetwork,
+    estimate_noise,
+    misalignment,
+    padded_to,
+    reconstruction_loss,
+)
+from napari_slicelabel.engine.earlier import EarlierRun
+from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
+from napari_slicelabel.engine.fit import check_loss
+from napari_slicelabel.engine.flow_model import describe, fitting_weights, model_folder
+from napari_slicelabel.engine.guided import (
+    GuidedConfig,
+    GuidedNetwork,
+    guide_distances,
+    guide_weights,
+    image_weights,
+    without_some_guides,
+)
+from napari_slicelabel.engine.interpolation import LABEL_RADIUS_PX, blend, class_distances
+from napari_slicelabel.engine.losses import IGNORE
+from napari_slicelabel.engine.networks import NetworkConfig
+from napari_slicelabel.engine.pieces import Piece
+from napari_slicelabel.engine.planes import PlaneReader
+from napari_slicelabel.engine.predict import Band
+from napari_slicelabel.engine.refinement import refine, refined_store, refinement_config, refinement_work
+from napari_slicelabel.engine.regions import Known
+from napari_slicelabel.engine.volume_learning import VolumeLearningConfig
+from napari_slicelabel.engine.work import Stack, Work
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from napari_slicelabel.engine.context import RunContext
+
+NAME = "flow"
+
+T = TypeVar("T")
+
+# Of the process, not of a run: a correction is answered in the time it takes to carry labels, not to encode slices.
+_FEATURES: OrderedDict[tuple[str, str, str, int], Tensor] = OrderedDict()
+
+_MOST_HELD_OUT = 4
+_METRIC_EVERY = 10
+_RUNS = 24
+_TILE_PX = 1024
+_OVERLAP_PX = 32
+_LEAST_SHARE = 1e-4
+# A chain that meets its other end as well as this is not trusted more; of the intensity range.
+_LEAST_LOSS, _LEAST_RESIDUAL = 0.02, 1e-4
+# Errors of carried intensities, in units of what is usual: up to the first all is well, from the second on a pixel is
+# not explained at all, which leaves its label that much doubt.
+_USUAL, _STRANGE, _MOST_DOUBT = 3.0, 9.0, 0.8
+# From slice to slice.
+_KEPT_DOUBT = 0.95
+# A slice is damaged where so much of it is not explained; not more than so many in a row are.
+_DAMAGED, _MOST_SKIPPED = 0.3, 2
+_MOST_MEASURED = 8
+# Of 1e6 pixels at stride 1 on two CPU cores: a training step, and a slice that is encoded and carried to.
+_TRAIN_S, _CARRY_S = 6.0, 4.0
+
+
+class FlowConfig(MethodConfig):
+    """Parameters of `propagate`."""
+
+    PRESETS: ClassVar = {
+        "default": {},
+        "sli2vol": {
+            "encoder": "resnet",
+            "profile": "edges",
+            "stride": "1",
+            "iterations": 400,
+            "batch": 5,
+            "crop_px": 256,
+            "gap_low": 2,
+            "gap_high": 4,
+            "learning_rate": 1e-4,
+            "contrast": "off",
+            "masks": "hard",
+            "sides": "nearest",
+            "references": 1,
+            "anchor": "off",
+            "shapes": 0.0,
+            "align": "off",
+            "damaged": "keep",
+            "verify": "on",
+            "calibrate": "off",
+        },
+        "sli2vol+": {
+            "encoder": "resnet",
+            "profile": "gradients",
+            "stride": "1",
+            "iterations": 400,
+            "batch": 5,
+            "crop_px": 256,
+            "gap_low": 2,
+            "gap_high": 4,
+            "learning_rate": 1e-4,
+            "weight_decay": 0.005,
+            "contrast": "off",
+            "masks": "hard",
+            "sides": "nearest",
+            "references": 1,
+            "anchor": "off",
+            "shapes": 0.0,
+            "verify": "on",
+            "calibrate": "off",
+            "align": "off",
+            "damaged": "keep",
+            "guide": "refined",
+            "guide_iterations": 400,
+            "refine_iterations": 300,
+        },
+    }
+    SIMPLE: ClassVar = ("iterations", "axis", "range", "device")
+
+    encoder: Literal["compact", "resnet"] = Field("compact", description="resnet is that of the paper, at full size.")
+    profile: Literal["gradients", "edges"] = Field(
+        "gradients", description="What the network sees: second differences and intensity, or the edges of the paper."
+    )
+    stride: Literal["auto", "1", "2", "4"] = Field(
+        "auto",
+        description="Pixels per feature; auto: 1 for slices of up to 128 x 128 pixels, 2 up to 320 x 320, 4 beyond.",
+    )
+    radius: int = Field(
+        6, ge=1, le=32, json_schema_extra={"step": 1}, description="How far a place is looked for, in features."
+    )
+    reach: float = Field(
+        2.5,
+        ge=0.1,
+        le=100.0,
+        json_schema_extra={"step": 0.5},
+        description="How far things move from one slice to the next, in distances between slices (standard deviation).",
+    )
+    soften: float = Field(
+        2.0,
+        ge=1.0,
+        le=10.0,
+        json_schema_extra={"step": 0.25},
+        description="How much less labels trust in likeness than intensities do in training.",
+    )
+    iterations: int = Field(
+        60, ge=0, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps on the unlabelled slices."
+    )
+    batch: int = Field(4, ge=1, le=512, json_schema_extra={"step": 1}, description="Pairs of crops per step.")
+    crop_px: int = Field(
+        96, ge=32, le=1024, multiple_of=16, json_schema_extra={"step": 16}, description="Largest crop to train on."
+    )
+    gap_low: int = Field(
+        1, ge=1, le=64, json_schema_extra={"step": 1}, description="Least distance of slices to train on, in slices."
+    )
+    gap_high: int = Field(4, ge=1, le=64, json_schema_extra={"step": 1}, description="And the largest.")
+    learning_rate: float = Field(
+        1e-3, ge=1e-6, le=1.0, json_schema_extra={"step": 1e-6}, description="Of Adam, constant."
+    )
+    weight_decay: float = Field(
+        0.0, ge=0.0, le=1.0, json_schema_extra={"step": 0.001}, description="More than 0 makes it AdamW."
+    )
+    contrast: Literal["on", "off"] = Field("on", description="Vary the contrast of what the network is trained on.")
+    references: int = Field(
+        1, ge=0, le=8, json_schema_extra={"step": 1}, description="Labelled neighbours that a slice takes labels from."
+    )
+    anchor: Literal["on", "off"] = Field(
+        "off", description="Whether a slice also takes labels from the annotated slice itself."
+    )
+    masks: Literal["soft", "hard"] = Field("soft", description="Whether probabilities are carried, or decisions.")
+    sharpen: float = Field(
+        1.0, ge=0.1, le=1.0, json_schema_extra={"step": 0.05}, description="Temperature of soft labels at every slice."
+    )
+    sides: Literal["both", "nearest"] = Field(
+        "both", description="Whether labels come from the annotated slices on both sides, or from the nearer one."
+    )
+    shapes: float = Field(
+        0.2, ge=0.0, le=1.0, json_schema_extra={"step": 0.05}, description="Share of interpolated shapes in the result."
+    )
+    verify: Literal["on", "off"] = Field(
+        "off",
+        description="Check of the paper: a pixel keeps its label where its intensity is that of the object before.",
+    )
+    calibrate: Literal["auto", "off"] = Field(
+        "auto", description="Calibrate confidence on annotated slices that are held out, where there are at least 3."
+    )
+    align: Literal["on", "off"] = Field(
+        "on", description="Whether a slice that lies elsewhere as a whole is shifted back before it is compared."
+    )
+    damaged: Literal["skip", "keep"] = Field(
+        "skip",
+        description="What to do with a slice that nothing before it explains: skip takes its labels from around it.",
+    )
+    reuse: Literal["on", "off"] = Field(
+        "on",
+        description="Take over from the last run of the same kind what still holds: the network, and all gaps whose"
+        " annotated slices are as they were.",
+    )
+    guide: Literal["off", "pseudo", "refined"] = Field(
+        "off",
+        description="Carry labels twice: the second time slices are compared by what the first time gave, too; refined:"
+        " after a 3D network has learned from it.",
+    )
+    guide_iterations: int = Field(
+        100,
+        ge=1,
+        le=1_000_000,
+        json_schema_extra={"step": 50},
+        description="Training steps of the network that is guided; it begins with what was learned of the image.",
+    )
+    guide_dropout: float = Field(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        json_schema_extra={"step": 0.05},
+        description="Share of the crops without a guide, by which the network learns to do without.",
+    )
+    guide_carry: Literal["on", "off"] = Field(
+        "on", description="Whether labels are carried with the guide; off: it has only taught, as in the paper."
+    )
+    refine_iterations: int = Field(
+        150, ge=1, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps of the 3D network."
+    )
+    refine_width: int = Field(
+        16, ge=4, le=64, multiple_of=4, json_schema_extra={"step": 4}, description="Channels of its first level."
+    )
+    model: str = Field(
+        "",
+        description="Run id, or folder `model` of a run, whose correspondence network is used as it is; empty: train.",
+    )
+    cache_mb: int = Field(
+        512, ge=16, le=1_000_000, json_schema_extra={"step": 16}, description="Memory for features, in MiB."
+    )
+
+
+class _Planes:
+    """Planes of one shape in a scratch file, written one after the other and read in any order."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self._path = path
+        self._shape = shape
+        with storage_errors(path):
+            self._file = path.open("w+b")
+
+    def append(self, plane: "NDArray[np.uint8]") -> None:
+        """Write a plane behind the last one; raises StorageError where the disk is full."""
+        with storage_errors(self._path):
+            self._file.seek(0, os.SEEK_END)
+            self._file.write(plane.tobytes())
+
+    def read(self, number: int) -> "NDArray[np.uint8]":
+        """Return plane `number`."""
+        size = math.prod(self._shape)
+        with storage_errors(self._path, "read"):
+            self._file.seek(number * size)
+            return np.frombuffer(self._file.read(size), np.uint8).reshape(self._shape)
+
+    def remove(self) -> None:
+        """Close the file and delete it."""
+        # closing writes what is buffered, for which there may be no room
+        with suppress(OSError):
+            self._file.close()
+        self._path.unlink(missing_ok=True)
+
+
+class Gap(NamedTuple):
+    """Slices to fill, and the annotated slices at their ends; None where the stack, or its piece, ends."""
+
+    volume: str
+    slices: range
+    lower: int | None
+    upper: int | None
+
+
+def propagate(context: "RunContext", config: FlowConfig) -> Iterator[Event]:
+    """Learn from the image alone how slices correspond, then carry the labels of the annotated slices along.
+
+    Parameters
+    ----------
+    context : RunContext
+        The run.
+    config : FlowConfig
+        The parameters.
+
+    Yields
+    ------
+    Event
+        `Progress` and `Metric` ("loss") while training, `Progress` while labels are carried, a `SliceDone` per slice.
+
+    Raises
+    ------
+    InputError
+        A volume has no annotated slice, none has a class in it, images differ in channels, or `model` does not fit.
+    MissingFileError
+        No such `model`.
+
+    Notes
+    -----
+    The gaps between annotated slices are filled one after the other, the one in view first. From each end labels go
+    slice by slice: a slice takes them from the ones before it in its chain (``references``), and with ``anchor`` from
+    the annotated slice too, by the affinity of their features in a window (S4). Unknown pixels of an annotated slice
+    are a label of their own, which is taken out at the end. In a gap with two ends both chains go on to the annotated
+    slice at the other end, which tells how much each has lost on the way; the two are added with the inverse of what
+    each is expected to have lost so far as weights, and with ``shapes`` of what interpolation says.
+
+    Intensities are carried along. A pixel whose intensity the slices before do not explain is one that they have no
+    label for: its confidence falls. A slice of which that is true as a whole is damaged: it gets the labels carried to
+    the slices before it, and nothing is taken from it.
+
+    With ``guide`` the labels of that first pass are kept as pseudo-labels, refined in 3D, and seen by a second network,
+    which carries the labels that are written. State is on disk after each stage: *learn what corresponds*, *calibrate*
+    (always without the guide, which knows slices that are held out), *pseudo-label*, *refine*, *learn with a guide*. A
+    resume goes on behind the last one; where the annotation has changed since, from *calibrate* on.
+
+    Memory holds the features of a few slices (of up to ``cache_mb``, which stay for the next run in this process), and
+    one gap's labels are on disk in the run's folder.
+    """
+    context.need_annotated("carry labels from")
+    yield from Flow(context, config).run()
+
+
+def between(context: "RunContext", config: FlowConfig) -> Iterator[Event | tuple[Slot, "NDArray[np.uint8]"]]:
+    """Learn what corresponds, then label the slices between annotated ones: mask interpolation for another method.
+
+    Parameters
+    ----------
+    context : RunContext
+        The run of the other method; nothing is written to it.
+    config : FlowConfig
+        The parameters.
+
+    Yields
+    ------
+    Event, or tuple of (Slot, ndarray of shape (h, w), uint8)
+        `Progress` and `Metric`; a slice with its labels, as channel numbers: 0 = background, k + 1 = class k.
+
+    Raises
+    ------
+    InputError
+        As for `propagate`.
+    """
+    flow = Flow(context, config)
+    yield from flow.learn()
+    for name in context.volumes:
+        for gap in gaps(context, name):
+            if gap.lower is None or gap.upper is None:
+                continue
+            for index, carried in flow.carried(gap):
+                if carried is None:
+                    yield Progress("interpolate", index - gap.lower, gap.upper - gap.lower, flow.name(gap, index))
+                else:
+                    yield Slot(name, index), carried.argmax(0).astype(np.uint8)
+                if context.stop():
+                    return
+
+
+def work(stacks: Sequence[Stack], classes: int, config: FlowConfig) -> Work:
+    """Return how much `propagate` has to do."""
+    pixels = max(stack.pixels for stack in stacks)
+    stride = _stride(config, pixels)
+    around = [ends for stack in stacks for piece in stack.pieces for ends in _around_one(piece)]
+    held_out = _some(around) if config.calibrate == "auto" else []
+    # both chains of a gap reach its other end
+    judged = sum(2 * (upper - lower) if config.sides == "both" else upper - lower - 1 for lower, upper in held_out)
+    filled = sum(stack.slices for stack in stacks)
+    crops = 2 * config.batch * min(config.crop_px**2, pixels)
+    rate = 1.0 if config.encoder == "resnet" else 0.5 / stride
+    guided, refined = config.guide != "off", config.guide == "refined"
+    flow_steps = 0 if config.model else config.iterations + guided * config.guide_iterations
+    refine_steps = refined * config.refine_iterations
+    refine_step_s, refine_slice_s, refine_bytes = refinement_work(stacks, _refinement(config))
+    seconds = flow_steps * crops / 1e6 * _TRAIN_S * rate + refine_steps * refine_step_s
+    carry_s = 2 * pixels / 1e6 * _CARRY_S * rate / stride
+    return Work(
+        rounds=0,
+        steps=flow_steps + refine_steps,
+        predictions=filled + judged,
+        step_s=seconds / max(1, flow_steps + refine_steps),
+        prediction_s=(1 + guided) * carry_s + refined * refine_slice_s,
+        memory_bytes=(300 + config.cache_mb) * 2**20 + 60 * (2 + classes) * pixels + refined * refine_bytes,
+    )
+
+
+def gaps(context: "RunContext", volume: str) -> tuple[Gap, ...]:
+    """Return the slices between annotated ones, and those beyond the first and the last of a piece."""
+    found = []
+    for piece in context.pieces(volume):
+        ends: list[int | None] = [None, *piece.anchors, None]
+        for lower, upper in pairwise(ends):
+            first = piece.slices.start if lower is None else max(lower + 1, piece.slices.start)
+            last = piece.slices.stop if upper is None else min(upper, piece.slices.stop)
+            if first < last:
+                found.append(Gap(volume, range(first, last), lower, upper))
+    return tuple(found)
+
+
+@dataclass
+class Flow:
+    """One run of the method."""
+
+    context: "RunContext"
+    config: FlowConfig
+    network: CorrespondenceNetwork = field(init=False)
+    calibration: Calibration = field(init=False, default_factory=Calibration)
+
+    def __post_init__(self) -> None:
+        context = self.context
+        context.need_classes()
+        self._channel = np.full(256, IGNORE, np.uint8)
+        self._channel[[0, *context.class_ids]] = np.arange(1 + len(context.class_ids))
+        self._values = np.array([0, *context.class_ids], np.uint8)
+        self._plain = NetworkConfig(image_channels=context.image_channels(), in_slices=1, classes=context.class_ids)
+        # of the encoder of pseudo-labels, once there is one
+        self._guide: dict[str, Tensor] = {}
+        # slices that were written before the annotation changed, and count as not written
+        self._stale: frozenset[Slot] = frozenset()
+        if self.config.guide == "refined":
+            # what a 3D network cannot learn is better said before the hours that come first
+            Known(context).check_classes()
+        self._usual_area = self._measure_usual_area()
+        pixels = max(math.prod(context.volume(name).plane_shape(context.axis)) for name in context.volumes)
+        first = next(Slot(name, context.annotated(name)[0]) for name in context.volumes if context.annotated(name))
+        self.network = CorrespondenceNetwork(
+            CorrespondenceConfig(
+                image_channels=self._plain.image_channels,
+                encoder=self.config.encoder,
+                profile=self.config.profile,
+                stride=_stride(self.config, pixels),
+                radius=self.config.radius,
+                reach=self._reach(pixels),
+                soften=self.config.soften,
+                noise=estimate_noise(self._plane(first)[0]),
+            )
+        ).to(context.device)
+        self._token = ""
+        self._measured_with = 0
+        self._residual = 0.0
+
+    def _reach(self, pixels: int) -> float:
+        """Return `reach` in features: never less than one of them, nor so much that the window cuts it off."""
+        spacing = dict(zip(AXES, self.context.volume(self.context.volumes[0]).voxel_size, strict=True))
+        between = spacing.pop(self.context.axis)
+        pixel = sum(spacing.values()) / 2
+        features = self.config.reach * between / pixel / _stride(self.config, pixels)
+        return min(max(features, 1.0), max(self.config.radius / 2, 1.0))
+
+    # -- the stages ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> Iterator[Event]:
+        """Go through the stages; see `propagate`."""
+        tensors, extra = self.context.load_state() or ({}, {})
+        earlier = None if extra else self._earlier()
+        if earlier is not None:
+            tensors = dict(earlier.tensors)
+        if tensors:
+            self._take(tensors)
+        elif self.config.model:
+            guides = len(self._values) - 1 if self.config.guide != "off" else 0
+            folder = model_folder(self.context.project, self.config.model)
+            self._take(fitting_weights(folder, self.network.config, guides))
+        else:
+            yield from self._train("learn what corresponds", self.config.iterations)
+            if self.context.stop():
+                return
+        self._look()
+        painted = self._painted()
+        known = extra if earlier is None else dict(earlier.extra)
+        measured_with = cast("int", known.get("measured_with", 0))
+        annotated = sum(len(self.context.annotated(name)) for name in self.context.volumes)
+        if annotated < 2 * measured_with:
+            self.calibration = Calibration(**known["calibration"])  # type: ignore[arg-type]
+        else:
+            yield from self._calibrate()
+            if self.context.stop():
+                return
+            # what is sure by another measure is not taken over
+            earlier, measured_with = None, annotated
+        self._measured_with = measured_with
+        unchanged = bool(extra) and extra["painted"] == painted
+        if unchanged:
+            self._stale = frozenset(Slot(**slot) for slot in extra["stale"])  # type: ignore[arg-type, union-attr]
+        else:
+            self._stale = self._done()
+            self._save(painted)
+        if self.config.guide != "off":
+            yield from self._guided(painted, int(extra["stages"]) if unchanged else 0)  # type: ignore[arg-type]
+            if self.context.stop():
+                return
+        if earlier is not None:
+            yield from self._take_over(earlier, painted)
+            if self.context.stop():
+                return
+        yield from self._fill(self._done() - self._stale)
+        self._save_model()
+
+    def _take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the weights to those of a state or of a model."""
+        self.network.load_state_dict(image_weights(tensors))
+        self._guide = guide_weights(tensors)
+
+    def _save(self, painted: Mapping[str, str], stages: int = 0) -> None:
+        """Put on disk what a resume or a later run starts from; `stages` of those with a guide are done."""
+        extra: dict[str, JsonValue] = {
+            "painted": dict(painted),
+            "image": self._image_token(),
+            "classes": list(self.context.class_ids),
+            "calibration": asdict(self.calibration),
+            "measured_with": self._measured_with,
+            "stages": stages,
+            "stale": [asdict(slot) for slot in sorted(self._stale)],
+        }
+        self.context.save_state({**self.network.state_dict(), **self._guide}, extra)
+
+    # -- what an earlier run did ---------------------------------------------------------------------------------------
+
+    def _earlier(self) -> EarlierRun | None:
+        """Return the run whose network and labels may be taken over."""
+        if self.config.reuse == "off" or self.config.guide != "off" or self.config.model:
+            # with a guide every label depends on every other, and a model may have changed
+            return None
+        found = self.context.earlier()
+        same = found is not None and (
+            found.extra["image"] == self._image_token() and found.extra["classes"] == list(self.context.class_ids)
+        )
+        return found if same else None
+
+    def _painted(self) -> dict[str, str]:
+        """Return a text for each annotated slice, and one per volume for the other axes, that change with the paint."""
+        found = {}
+        for name in self.context.volumes:
+            for index in self.context.annotated(name):
+                target, known = self._supervised(Slot(name, index))
+                found[f"{name} {index}"] = hashlib.sha256(target.tobytes() + known.tobytes()).hexdigest()
+            across = hashlib.sha256()
+            annotation = self.context.annotation(name)
+            for axis in AXES:
+                for index in annotation.annotated(axis) if axis != self.context.axis else ():
+                    across.update(f"{axis}{index}".encode() + annotation.read_slice(SliceRef(axis, index)).tobytes())
+            found[f"{name} across"] = across.hexdigest()
+        return found
+
+    def _take_over(self, earlier: EarlierRun, painted: Mapping[str, str]) -> Iterator[Event]:
+        """Write the slices of an earlier run that no change of the annotation touches."""
+        before = cast("Mapping[str, str]", earlier.extra["painted"])
+        for name in self.context.volumes:
+            if before.get(f"{name} across") != painted[f"{name} across"]:
+                continue
+            labels, confidence = (
+                run_store(self.context.project, earlier.folder, kind, name, self.context.axis)
+                for kind in ("prediction", "confidence")
+            )
+            for index in (
+                index for gap in gaps(self.context, name) if _same(gap, before, painted) for index in gap.slices
+            ):
+                row = earlier.rows[name, index]
+                yield self.context.write_slice(
+                    name,
+                    index,
+                    labels.read(index),
+                    confidence.read(index),
+                    provenance=row.provenance,
+                    score=row.confidence,
+                )
+                if self.context.stop():
+                    return
+
+    def _image_token(self) -> str:
+        """Return a text that changes with the images: of the first, the middle and the last slice of each volume."""
+        digest = hashlib.sha256()
+        for name in self.context.volumes:
+            indices = self.context.slices(name)
+            for index in (indices[0], indices[len(indices) // 2], indices[-1]):
+                digest.update(self._plane(Slot(name, index)).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _network_token(self) -> str:
+        digest = hashlib.sha256(self.network.config.model_dump_json().encode())
+        for value in self.network.state_dict().values():
+            digest.update(value.detach().cpu().numpy().tobytes())
+        # a guide is a run's own
+        own = str(self.context.folder) if isinstance(self.network, GuidedNetwork) else ""
+        return digest.hexdigest() + self._image_token() + own
+
+    # -- the guide ----------------------------------------------------------------------------------------------------
+
+    def _guided(self, painted: Mapping[str, str], done: int) -> Iterator[Event]:
+        """Make pseudo-labels and a network that sees them; `done` stages are on disk."""
+        stages = [self._pseudo_label, self._refine] if self.config.guide == "refined" else [self._pseudo_label]
+        for number, stage in enumerate(stages, 1):
+            if number > done:
+                yield from stage()
+                if self.context.stop():
+                    return
+                self._save(painted, number)
+        # the image branch goes on from what it has learned; an encoder that is on disk needs no training
+        image = self.network
+        self.network = GuidedNetwork(GuidedConfig(**image.config.model_dump(), guides=len(self._values) - 1)).to(
+            self.context.device
+        )
+        self.network.load_state_dict({**self.network.state_dict(), **image.state_dict(), **self._guide})
+        if not self._guide:
+            yield from self._train("learn with a guide", self.config.guide_iterations)
+            if self.context.stop():
+                return
+            self._guide = guide_weights(self.network.state_dict())
+            self._save(painted, len(stages))
+        self._look()
+
+    def _pseudo_label(self) -> Iterator[Event]:
+        for name in self.context.volumes:
+            for index in self.context.annotated(name):
+                slot = Slot(name, index)
+                self._accept(slot, np.full(self._plane(slot).shape[1:], IGNORE, np.uint8))
+            for gap in gaps(self.context, name):
+                for index, probability in self.carried(gap):
+                    if probability is not None:
+                        self._accept(Slot(name, index), probability.argmax(0).astype(np.uint8))
+                    done = index - gap.slices.start + 1
+                    yield Progress("pseudo-label", done, len(gap.slices), self.name(gap, index))
+                    if self.context.stop():
+                        return
+
+    def _accept(self, slot: Slot, channels: "NDArray[np.uint8]") -> None:
+        """Keep pseudo-labels of a slice; what a human painted is true, along whichever axis."""
+        target, known = self._supervised(slot)
+        self.context.write_accepted(slot.volume, slot.index, np.where(known, self._channel[target], channels))
+
+    def _refine(self) -> Iterator[Event]:
+        yield from refine(self.context, _refinement(self.config))
+
+    def _seen(self, slot: Slot, *, guided: bool = True) -> Tensor:
+        """Return what the network sees of a slice: intensities, and with a guide the distances of pseudo-labels."""
+        plane = self._plane(slot)
+        if not isinstance(self.network, GuidedNetwork):
+            return plane
+        if not guided:
+            return torch.cat([plane, plane.new_zeros(len(self._values) - 1, *plane.shape[1:])])
+        if self.config.guide == "refined":
+            labels = refined_store(self.context, slot.volume).read(slot.index)
+        else:
+            labels = self.context.read_accepted(slot.volume, slot.index)
+        return torch.cat([plane, torch.from_numpy(guide_distances(labels, len(self._values) - 1))])
+
+    def _done(self) -> frozenset[Slot]:
+        return frozenset(Slot(name, index) for name in self.context.volumes for index in self.context.done(name))
+
+    def _fill(self, done: frozenset[Slot]) -> Iterator[Event]:
+        for name in self.context.volumes:
+            for index in self.context.annotated(name):
+                if Slot(name, index) not in done:
+                    yield self._write(Slot(name, index), self._known(Slot(name, index)))
+                    if self.context.stop():
+                        return
+        todo = {
+            Slot(gap.volume, index): gap
+            for name in self.context.volumes
+            for gap in gaps(self.context, name)
+            for index in gap.slices
+            if Slot(name, index) not in done
+        }
+        filled: set[Gap] = set()
+        # the first slice of a gap that is asked for brings the whole gap: its labels come in a chain
+        for slot in self.context.in_view_first(todo):
+            if todo[slot] in filled:
+                continue
+            filled.add(todo[slot])
+            yield from self._fill_gap(todo[slot], done)
+            if self.context.stop():
+                return
+
+    def _fill_gap(self, gap: Gap, done: frozenset[Slot]) -> Iterator[Event]:
+        for index, carried in self.carried(gap):
+            if carried is None:
+                yield Progress("carry", abs(index - gap.slices.start) + 1, len(gap.slices) + 1, self.name(gap, index))
+            elif Slot(gap.volume, index) not in done:
+                yield self._write(Slot(gap.volume, index), carried)
+            if self.context.stop():
+                return
+
+    def name(self, gap: Gap, index: int) -> str:
+        """Return what a slice of a gap is called in progress."""
+        return f"{gap.volume} {self.context.axis}{index}"
+
+    def _write(self, slot: Slot, probability: "NDArray[np.float32]") -> SliceDone:
+        distance = self._distance(slot)
+        shape = probability.shape[1:]
+        temperature = self.calibration.temperature_at(distance)
+        found = label(
+            [Band(slice(0, shape[0]), probability)],
+            (shape[0], shape[1]),
+            len(self._values) - 1,
+            temperature,
+            self._usual_area,
+        )
+        return self.context.write_slice(
+            slot.volume,
+            slot.index,
+            self._values[found.channels],
+            np.rint(found.confidence * 255).astype(np.uint8),
+            provenance=NAME,
+            score=self.calibration.corrected(found.expected, distance),
+        )
+
+    def _distance(self, slot: Slot) -> int:
+        piece = self.context.piece(slot.volume, slot.index)
+        assert piece is not None, "volumes without annotated slices were refused"
+        return piece.distance(slot.index)
+
+    def _save_model(self) -> None:
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+        description: dict[str, JsonValue] = {
+            **describe(self.network),
+            "axis": self.context.axis,
+            "method": NAME,
+        }
+        self.context.save_model(weights, description)
+
+    # -- learning from the image --------------------------------------------------------------------------------------
+
+    def learn(self) -> Iterator[Event]:
+        """Train the network; then labels can be carried."""
+        yield from self._train("learn what corresponds", self.config.iterations)
+        self._look()
+
+    def _look(self) -> None:
+        """Take note of what the network says of slices that are as they should be."""
+        self.network.eval()
+        self._token = self._network_token()
+        self._residual = self._measure_residual()
+
+    def _train(self, stage: str, steps: int) -> Iterator[Event]:
+        if not steps:
+            return
+        runs = self._runs()
+        if not runs:
+            return
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay
+        )
+        self.network.train()
+        for number in range(1, steps + 1):
+            target, source, seen = self._pairs(runs)
+            loss = reconstruction_loss(self.network, target, source, seen)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            optimizer.step()
+            yield Progress(stage, number, steps)
+            if number % _METRIC_EVERY == 0 or number == steps:
+                yield Metric("loss", check_loss(float(loss.detach())), number)
+            if self.context.stop():
+                return
+
+    def _runs(self) -> list[Tensor]:
+        """Return some runs of consecutive slices, (n, c, h, w), as many as a fixed memory holds."""
+        context, rng = self.context, self.context.rng
+        length = 1 + self.config.gap_high
+        starts = [
+            (name, start, min(start + length, piece.slices.stop))
+            for name in context.volumes
+            for piece in context.pieces(name)
+            for start in range(piece.slices.start, max(piece.slices.start + 1, piece.slices.stop - length + 1))
+        ]
+        budget = self.config.cache_mb * 2**20
+        runs = []
+        for number in rng.permutation(len(starts)):
+            name, start, stop = starts[number]
+            if stop - start <= self.config.gap_low:
+                continue
+            run = torch.stack([self._seen(Slot(name, index)) for index in range(start, stop)])
+            budget -= run.nbytes
+            runs.append(run)
+            if budget < run.nbytes or len(runs) == _RUNS:
+                break
+        return runs
+
+    def _pairs(self, runs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return crops to put together, crops to do so from, and both as the network sees them."""
+        rng, config = self.context.rng, self.config
+        stride = self.network.config.stride
+        smallest = [min(run.shape[axis] for run in runs) for axis in (-2, -1)]
+        size = [max(stride, min(config.crop_px, n) // stride * stride) for n in smallest]
+        targets, sources = [], []
+        for _ in range(config.batch):
+            run = runs[int(rng.integers(len(runs)))]
+            gap = int(rng.integers(config.gap_low, min(config.gap_high, len(run) - 1) + 1))
+            first = int(rng.integers(len(run) - gap))
+            pair = [first, first + gap] if rng.random() < 0.5 else [first + gap, first]
+            y, x = (int(rng.integers(run.shape[axis] - n + 1)) for axis, n in zip((-2, -1), size, strict=True))
+            crops = run[pair, :, y : y + size[0], x : x + size[1]]
+            turns, mirrored = int(rng.integers(4)) if size[0] == size[1] else 0, bool(rng.integers(2))
+            crops = torch.rot90(crops.flip(-1) if mirrored else crops, turns, (-2, -1))
+            targets.append(crops[0])
+            sources.append(crops[1])
+        target, source = (padded_to(torch.stack(crops), stride) for crops in (targets, sources))
+        both = torch.stack([target, source], 1)
+        channels = self.network.config.image_channels
+        target, source = target[:, :channels], source[:, :channels]
+        if config.contrast == "on":
+            gamma, gain = (
+                torch.from_numpy(rng.uniform(low, high, (config.batch, 2, 1, 1, 1)).astype(np.float32))
+                for low, high in ((0.7, 1.4), (0.8, 1.2))
+            )
+            varied = gain * both[:, :, :channels].clamp_min(1e-3) ** gamma
+            both_seen = torch.cat([varied, both[:, :, channels:]], 2)
+        else:
+            both_seen = both
+        if both.shape[2] > channels:
+            both_seen = without_some_guides(both_seen, channels, config.guide_dropout, rng)
+        device = self.context.device
+        return target.to(device), source[:, None].to(device), both_seen.to(device)
+
+    # -- carrying labels ----------------------------------------------------------------------------------------------
+
+    def carried(self, gap: Gap) -> Iterator[tuple[int, "NDArray[np.float32] | None"]]:
+        """Yield the class probabilities of the slices of a gap; None for one that is only on its way."""
+        lower, upper = gap.lower, gap.upper
+        if lower is None or upper is None:
+            start, indices = (upper, reversed(gap.slices)) if lower is None else (lower, iter(gap.slices))
+            assert start is not None
+            for index, carried in self._chain(gap.volume, start, indices):
+                yield index, _explained(carried)
+        elif self.config.sides == "nearest":
+            middle = (lower + upper) / 2
+            for end, near in (
+                (lower, [index for index in gap.slices if index <= middle]),
+                (upper, [index for index in reversed(gap.slices) if index > middle]),
+            ):
+                for index, carried in self._chain(gap.volume, end, iter(near)):
+                    yield index, _explained(carried)
+        else:
+            yield from self._from_both(gap, lower, upper)
+
+    def _from_both(self, gap: Gap, lower: int, upper: int) -> Iterator[tuple[int, "NDArray[np.float32] | None"]]:
+        height, width = self.context.volume(gap.volume).plane_shape(self.context.axis)
+        ways = (
+            (lower, upper, [*gap.slices, upper]),
+            (upper, lower, [*reversed(gap.slices), lower]),
+        )
+        paths = [self.context.folder / f".flow.{gap.volume}.{end}.part.bin" for end in ("lower", "upper")]
+        # one gap's labels from either side: on disk, so that a gap may be as long as it likes; no memory map, which
+        # kills the process where the disk is full
+        kept: list[_Planes] = []
+        lost: list[float] = []
+        try:
+            for path, (start, end, indices) in zip(paths, ways, strict=True):
+                planes = _Planes(path, (2 + len(self._values), height, width))
+                kept.append(planes)
+                for index, carried in self._chain(gap.volume, start, iter(indices)):
+                    if index == end:
+                        lost.append(self._lost(carried, Slot(gap.volume, end)))
+                    else:
+                        planes.append(np.rint(carried * 255).astype(np.uint8))
+                    yield index, None
+            for slot in self.context.in_view_first(Slot(gap.volume, index) for index in gap.slices):
+                number = slot.index - gap.slices.start
+                way = (slot.index - lower) / (upper - lower)
+                share = _share_of_upper(way, lost[0], lost[1])
+                from_lower, from_upper = (
+                    planes.read(place).astype(np.float32)
+                    for planes, place in zip(kept, (number, len(gap.slices) - 1 - number), strict=True)
+                )
+                mixed = _explained(blend(from_lower, from_upper, share) / np.float32(255))
+                yield slot.index, self._with_shapes(mixed, gap.volume, lower, upper, way)
+        finally:
+            for planes in kept:
+                planes.remove()
+
+    def _lost(self, carried: "NDArray[np.float32]", end: Slot) -> float:
+        """Return how far what a chain carried to an annotated slice is from it: 1 less the mean Dice."""
+        target, known = self._supervised(end)
+        dice = true_dice(_explained(carried).argmax(0)[known], self._channel[target[known]])
+        return _LEAST_LOSS if dice is None else max(1 - dice, _LEAST_LOSS)
+
+    def _chain(self, volume: str, start: int, indices: Iterator[int]) -> Iterator[tuple[int, "NDArray[np.float32]"]]:
+        """Yield, slice by slice away from an annotated one, probabilities (classes + unknown + unexplained, h, w)."""
+        anchor = Slot(volume, start)
+        painted = self._with_unknown(anchor)
+        h, w = painted.shape[1:]
+        count = len(painted)
+        first = self._remembered(anchor, np.concatenate([painted, np.zeros((1, h, w), np.float32)]))
+        recent: deque[tuple[Tensor, Tensor]] = deque([first], maxlen=max(1, self.config.references))
+        permanent = [first] if self.config.anchor == "on" or not self.config.references else []
+        before, mask, skipped = anchor, painted[:-1].argmax(0), 0
+        found = painted
+        for index in indices:
+            slot = Slot(volume, index)
+            memory = [*permanent, *(recent if self.config.references else ())]
+            with torch.inference_mode():
+                query = self._encoded(slot)
+                aligned = [self._aligned(query, *remembered) for remembered in memory]
+                keys, values = (torch.stack(parts)[None] for parts in zip(*aligned, strict=True))
+                carried = self.network.attend(query[None], keys, values)[0, :, :h, :w]
+                strange = self._unexplained(carried[count + 1 :], slot)
+                # what is carried from a place that nothing explained is not explained either
+                doubt = torch.maximum(strange, _KEPT_DOUBT * carried[count])[None].cpu().numpy()
+            if self.config.damaged == "skip" and float(strange.mean()) > _DAMAGED and skipped < _MOST_SKIPPED:
+                skipped += 1
+                yield index, np.concatenate([found, np.ones((1, h, w), np.float32)])
+                continue
+            skipped = 0
+            found = self._decided(carried[:count].cpu().numpy())
+            if self.config.verify == "on":
+                found, mask = self._verified(found, slot, before, mask)
+                before = slot
+            both = np.concatenate([found, doubt])
+            recent.append(self._remembered(slot, both))
+            yield index, both
+
+    def _aligned(self, query: Tensor, features: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features and values of a slice rolled to where a slice lies that was cut or scanned elsewhere."""
+        if self.config.align == "off":
+            return features, values
+        row, column = misalignment(query, features)
+        if not row and not column:
+            return features, values
+        stride = self.network.config.stride
+        return features.roll((row, column), (-2, -1)), values.roll((row * stride, column * stride), (-2, -1))
+
+    def _remembered(self, slot: Slot, labels: "NDArray[np.float32]") -> tuple[Tensor, Tensor]:
+        """Return features, and labels above intensities, of a slice that others take them from."""
+        both = torch.cat([torch.from_numpy(labels), self._plane(slot)]).to(self.context.device)
+        return self._encoded(slot), padded_to(both, self.network.config.stride)
+
+    def _unexplained(self, carried: Tensor, slot: Slot) -> Tensor:
+        """Return from 0 to 1 how far the intensities (c, h, w) carried to a slice are from its own, (h, w)."""
+        error = (carried - self._plane(slot).to(carried)).abs().mean(0, keepdim=True)
+        error = functional.avg_pool2d(error[None], 5, 1, 2, count_include_pad=False)[0, 0]
+        return ((error / self._residual - _USUAL) / (_STRANGE - _USUAL)).clamp(0, 1)
+
+    def _decided(self, carried: "NDArray[np.float32]") -> "NDArray[np.float32]":
+        """Return probabilities that sum to 1, sharpened a little or down to decisions."""
+        if self.config.masks == "hard":
+            decided: NDArray[np.float32] = np.where(
+                np.arange(len(carried))[:, None, None] == carried.argmax(0), np.float32(1), np.float32(0)
+            )
+            return decided
+        sharp = np.maximum(carried, 0) ** (1 / self.config.sharpen)
+        shared: NDArray[np.float32] = (sharp / np.maximum(sharp.sum(0, keepdims=True), 1e-6)).astype(np.float32)
+        return shared
+
+    def _verified(
+        self, found: "NDArray[np.float32]", slot: Slot, before: Slot, mask: "NDArray[np.integer]"
+    ) -> tuple["NDArray[np.float32]", "NDArray[np.integer]"]:
+        """Return labels checked by intensity against the slice before, and the mask of the next check."""
+        checked = verified(
+            found.argmax(0), mask, self._plane(slot).numpy(), self._plane(before).numpy(), len(self._values) - 1
+        )
+        return (np.arange(len(found))[:, None, None] == checked).astype(np.float32), checked
+
+    def _with_shapes(
+        self, mixed: "NDArray[np.float32]", volume: str, lower: int, upper: int, share: float
+    ) -> "NDArray[np.float32]":
+        if not self.config.shapes:
+            return mixed
+        distances = [self._distances(Slot(volume, index)) for index in (lower, upper)]
+        # a logit per pixel from the border
+        logits = blend(distances[0], distances[1], share)
+        powered = np.exp(logits - logits.max(0, keepdims=True))
+        shared: NDArray[np.float32] = mixed + self.config.shapes * (powered / powered.sum(0, keepdims=True) - mixed)
+        return shared
+
+    def _distances(self, slot: Slot) -> "NDArray[np.float32]":
+        spacing = dict(zip(AXES, self.context.volume(slot.volume).voxel_size, strict=True))
+        del spacing[self.context.axis]
+        height, width = spacing.values()
+        pixel = (height + width) / 2
+        target = self._supervised(slot)[0]
+        found = class_distances(target, self.context.class_ids, (height, width), radius=LABEL_RADIUS_PX * pixel)
+        shared: NDArray[np.float32] = found / np.float32(pixel)
+        return shared
+
+    # -- held-out slices ----------------------------------------------------------------------------------------------
+
+    def _calibrate(self) -> Iterator[Event]:
+        """Carry labels to annotated slices from those around them, and measure how sure one may be."""
+        if self.config.calibrate == "off":
+            return
+        chosen = _some(
+            [
+                Gap(name, range(lower + 1, upper), lower, upper)
+                for name in self.context.volumes
+                for piece in self.context.pieces(name)
+                for lower, upper in _around_one(piece)
+            ]
+        )
+        found: list[HeldOut] = []
+        for number, gap in enumerate(chosen, 1):
+            held_out = next(i for i in self.context.annotated(gap.volume) if i in gap.slices)
+            for index, probability in self.carried(gap):
+                if index == held_out and probability is not None:
+                    found.append(self._judged(Slot(gap.volume, index), probability, gap))
+                if probability is None or self.config.sides == "nearest":
+                    yield Progress("calibrate", number, len(chosen), self.name(gap, index))
+                if self.context.stop():
+                    return
+        if found:
+            self.calibration = calibrate(found, self._usual_area)
+            yield Metric("temperature", self.calibration.temperature, 0)
+            scores = [true_dice(slice_.probability.argmax(0), slice_.target) for slice_ in found]
+            yield Metric("held_out_dice", float(np.mean([score for score in scores if score is not None] or [0.0])), 0)
+
+    def _judged(self, slot: Slot, probability: "NDArray[np.float32]", gap: Gap) -> HeldOut:
+        target, known = self._supervised(slot)
+        assert gap.lower is not None
+        assert gap.upper is not None
+        distance = min(slot.index - gap.lower, gap.upper - slot.index)
+        return HeldOut(probability[:, known], self._channel[target[known]], distance)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def _plane(self, slot: Slot) -> Tensor:
+        """Return intensities (c, h, w) from 0 to 1 over the robust range of the volume."""
+        volume = self.context.volume(slot.volume)
+        planes = PlaneReader(volume, self.context.axis, self._plain).read_whole(slot.index).astype(np.float32)
+        scale = volume.intensity()
+        low, high, mean, std = (
+            np.asarray(values, np.float32)[:, None, None] for values in (scale.low, scale.high, scale.mean, scale.std)
+        )
+        return torch.from_numpy((planes * std + mean - low) / (high - low))
+
+    def _encoded(self, slot: Slot) -> Tensor:
+        """Return the features of a slice, (64 or 128, h / stride, w / stride); the last ones stay in memory."""
+        key = (self._token, self.context.axis, slot.volume, slot.index)
+        if key not in _FEATURES:
+            with torch.inference_mode():
+                seen = self._seen(slot, guided=self.config.guide_carry == "on")
+                plane = padded_to(seen, self.network.config.stride)
+                _FEATURES[key] = _encoded_in_tiles(self.network, plane.to(self.context.device))
+            total = sum(features.nbytes for features in _FEATURES.values())
+            while total > self.config.cache_mb * 2**20 and len(_FEATURES) > 1:
+                total -= _FEATURES.popitem(last=False)[1].nbytes
+        _FEATURES.move_to_end(key)
+        return _FEATURES[key].float()
+
+    def _measure_residual(self) -> float:
+        """Return how far intensities carried from a neighbour usually are from a slice's own, the median of some."""
+        found = []
+        for name in self.context.volumes:
+            for piece in self.context.pieces(name):
+                pairs = piece.slices[:-1]
+                for index in pairs[:: max(1, -(-len(pairs) // _MOST_MEASURED))]:
+                    slot, other = Slot(name, index), Slot(name, index + 1)
+                    plane = self._plane(slot)
+                    values = padded_to(plane.to(self.context.device), self.network.config.stride)
+                    with torch.inference_mode():
+                        made = self.network.attend(
+                            self._encoded(other)[None], self._encoded(slot)[None, None], values[None, None]
+                        )[0, :, : plane.shape[1], : plane.shape[2]]
+                    found.append(float((made - self._plane(other).to(made)).abs().mean()))
+        return max(float(np.median(found)) if found else 0.0, _LEAST_RESIDUAL)
+
+    def _supervised(self, slot: Slot) -> tuple["NDArray[np.uint8]", "NDArray[np.bool_]"]:
+        found = self.context.annotation(slot.volume).supervision(SliceRef(self.context.axis, slot.index))
+        return found.target, found.known
+
+    def _with_unknown(self, slot: Slot) -> "NDArray[np.float32]":
+        """Return what a human painted in a slice, one plane per channel and a last one for what is not known."""
+        target, known = self._supervised(slot)
+        channels = np.where(known, self._channel[target], np.uint8(len(self._values)))
+        planes: NDArray[np.float32] = (np.arange(1 + len(self._values))[:, None, None] == channels).astype(np.float32)
+        return planes
+
+    def _known(self, slot: Slot) -> "NDArray[np.float32]":
+        return _without_unknown(self._with_unknown(slot))
+
+    def _measure_usual_area(self) -> float:
+        areas = [
+            np.count_nonzero(self._supervised(Slot(name, index))[0])
+            for name in self.context.volumes
+            for index in self.context.annotated(name)
+        ]
+        return float(np.mean(areas))
+
+
+def verified(
+    found: "NDArray[np.integer]",
+    mask: "NDArray[np.integer]",
+    image: "NDArray[np.float32]",
+    before: "NDArray[np.float32]",
+    classes: int,
+) -> "NDArray[np.uint8]":
+    """Return carried labels without the pixels that look like the surroundings (the verification module of Sli2Vol).
+
+    Parameters
+    ----------
+    found : ndarray of shape (h, w), int
+        Carried labels, 0 = background.
+    mask : ndarray of shape (h, w), int
+        Labels of the slice before.
+    image, before : ndarray of shape (c, h, w), float32
+        Intensities of this slice and of the one before.
+    classes : int
+        How many there are.
+
+    Returns
+    -------
+    ndarray of shape (h, w), uint8
+        Of every class the pixels whose intensity is nearer to the mean in `mask` than to the mean in a ring of 5 pixels
+        around it; then holes are filled, and gaps of up to 4 pixels closed. As in the released code.
+    """
+    checked = np.zeros(found.shape, np.uint8)
+    for value in range(1, classes + 1):
+        inside = mask == value
+        ring = binary_dilation(inside, iterations=5) & ~inside
+        if not inside.any() or not ring.any():
+            checked[found == value] = value
+            continue
+        within, around = (
+            np.square(image - before[:, region].mean(1)[:, None, None]).sum(0) for region in (inside, ring)
+        )
+        kept = binary_fill_holes((within < around) & (found == value))
+        kept = binary_fill_holes(binary_closing(kept, iterations=2))
+        checked[kept] = value
+    return checked
+
+
+def _same(gap: Gap, before: Mapping[str, str], painted: Mapping[str, str]) -> bool:
+    """Return whether the annotated slices around a gap are the same, and as they were."""
+    names = [f"{gap.volume} {end}" for end in (gap.lower, gap.upper) if end is not None]
+    inside = any(f"{gap.volume} {index}" in before for index in gap.slices)
+    return not inside and all(before.get(name) == painted[name] for name in names)
+
+
+def _without_unknown(probability: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    """Return class probabilities that sum to 1; all alike where nothing at all is known."""
+    known = np.maximum(probability[:-1], 0) + np.float32(_LEAST_SHARE)
+    shared: NDArray[np.float32] = known / known.sum(0, keepdims=True)
+    return shared
+
+
+def _explained(carried: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    """Return class probabilities from what a chain carries: the less a pixel is explained, the more they are alike."""
+    known = _without_unknown(carried[:-1])
+    doubt = np.float32(_MOST_DOUBT) * carried[-1]
+    doubted: NDArray[np.float32] = known + doubt * (np.float32(1 / len(known)) - known)
+    return doubted
+
+
+def _share_of_upper(way: float, lost_by_lower: float, lost_by_upper: float) -> float:
+    """Return the weight of the chain from above at a share of the way up: the inverse of what it has lost so far.
+
+    A chain is taken to lose evenly on its way; with equal losses that is the share of the way.
+    """
+    lower, upper = lost_by_lower * way, lost_by_upper * (1 - way)
+    return lower / (lower + upper)
+
+
+def _encoded_in_tiles(network: CorrespondenceNetwork, plane: Tensor) -> Tensor:
+    """Return the features of a slice (c, h, w) as float16, large ones in bands of rows."""
+    stride = network.config.stride
+    h = plane.shape[-2]
+    bands = []
+    for top in range(0, h, _TILE_PX):
+        bottom = min(h, top + _TILE_PX)
+        above, below = max(0, top - _OVERLAP_PX), min(h, bottom + _OVERLAP_PX)
+        found = network.features(plane[None, :, above:below])[0]
+        bands.append(found[:, (top - above) // stride : (bottom - above) // stride].half())
+    return torch.cat(bands, 1)
+
+
+def _around_one(piece: Piece) -> list[tuple[int, int]]:
+    """Return the annotated slices on both sides of each that has some on both."""
+    return list(zip(piece.anchors, piece.anchors[2:], strict=False))
+
+
+def _some(items: Sequence[T]) -> Sequence[T]:
+    """Return as many items as are held out at most, evenly spread."""
+    return items[:: max(1, -(-len(items) // _MOST_HELD_OUT))]
+
+
+def _refinement(config: FlowConfig) -> VolumeLearningConfig:
+    return refinement_config(
+        iterations=config.refine_iterations,
+        width=config.refine_width,
+        crop_px=config.crop_px,
+        seed=config.seed,
+        device=config.device,
+    )
+
+
+def _stride(config: FlowConfig, pixels: int) -> Literal[1, 2, 4]:
+    if config.stride != "auto":
+        return {"1": 1, "2": 2, "4": 4}[config.stride]  # type: ignore[return-value]
+    return 1 if pixels <= 128**2 else 2 if pixels <= 320**2 else 4
