@@ -5,7 +5,7 @@ pseudo-labels per axis, a 3D network trained on the same sparse annotation one m
 image and the average of the sets, and learns at first from a set drawn at random, then from the one that is nearest to
 what it says. Ours, preset ``default``: it also sees how far the sets disagree, which counts in the confidence, too; the
 2D network sees the shapes of the annotated slices as the 3D one does; and a trial on annotated slices that are held out
-says which sets have a vote, and whether the meta-model is any better than the 3D network alone.
+says which sets have a vote, and whether the meta-model is any better than their mean or the 3D network alone.
 """
 
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
@@ -70,6 +70,7 @@ _META_STRIDE = (4, 4, 4)
 _LEAST_MEAN = 0.01
 # Of the annotated slices one in so many is held out in the trial, from the second one on.
 _TRIAL_EVERY = 3
+_MEAN_ROWS = 256
 # Of as many pixels as voxels, times what the 3D network takes: the 2D network, the meta-model. As measured on a CPU.
 _PLANE_COST, _META_COST = 1.1, 3.3
 
@@ -154,7 +155,8 @@ class SelfTrainConfig(VolumeLearningConfig):
     trial: Literal["auto", "off"] = Field(
         "auto",
         description="Go through everything once with a third of the annotated slices held out, where there are at least"
-        " 3: sets that label these badly have no vote, and a meta-model that does is not used. off: all vote.",
+        " 3: sets that label these badly have no vote; of meta-model, mean of the sets and 3D network"
+        " the best labels. off: all vote.",
     )
     vote_margin: float = Field(
         0.05,
@@ -372,7 +374,7 @@ class SelfTraining:
     # of the trial: what nothing may learn from while it is under way, and what it found
     held_out: tuple[Slot, ...] = field(init=False, default=())
     voters: tuple[str, ...] = field(init=False, default=(*AXES, VOLUME_SET))
-    uses_meta: bool = field(init=False, default=True)
+    model: Literal["meta", "mean", "3d"] = field(init=False, default="meta")
 
     def __post_init__(self) -> None:
         context, config = self.context, self.config
@@ -405,7 +407,7 @@ class SelfTraining:
             self.learner.calibration = Calibration(**extra["calibration"])  # type: ignore[arg-type]
             self.learner.see_shapes_of(extra["shape_classes"])  # type: ignore[arg-type]
             self.voters = tuple(extra["voters"])  # type: ignore[arg-type]
-            self.uses_meta = bool(extra["uses_meta"])
+            self.model = extra["model"]  # type: ignore[assignment]
             self.held_out = tuple(Slot(**slot) for slot in extra["held_out"])  # type: ignore[union-attr,arg-type]
         sets = (self._learn_planes, self._label_planes, self._learn_volume, self._label_volume)
         in_trial = (*sets, self._choose_voters, self._learn_meta, self._judge_meta)
@@ -441,7 +443,7 @@ class SelfTraining:
                 "annotation": self.digest,
                 "shape_classes": list(self.learner.network.shape_classes),
                 "voters": list(self.voters),
-                "uses_meta": self.uses_meta,
+                "model": self.model,
                 "held_out": [asdict(slot) for slot in self.held_out],
             },
         )
@@ -480,7 +482,7 @@ class SelfTraining:
         found.update(trainer.predictor.state_dict())
 
     def _wants_planes(self) -> bool:
-        return self.uses_meta and any(set(axes) & set(self.voters) for axes in self.axes.values())
+        return self.model != VOLUME_SET and any(set(axes) & set(self.voters) for axes in self.axes.values())
 
     def _label_planes(self, tensors: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
         if not self._wants_planes():
@@ -499,7 +501,7 @@ class SelfTraining:
         reader, shape = PlaneReader(volume, axis, self.planes), volume.plane_shape(axis)
         indices = self.context.slices(name) if axis == self.context.axis else range(volume.depth(axis))
         for number, index in enumerate(indices, 1):
-            shapes = self._plane_shapes(name, axis, index)
+            shapes = self._plane_shapes(name, axis, index, mix=self._mix())
 
             def labelled(tile: int, index: int = index, shapes: "NDArray[np.float16]" = shapes) -> Labelled:
                 bands = predict_bands(
@@ -526,7 +528,7 @@ class SelfTraining:
             self.learner.save_model(trainer.predictor, NAME)
 
     def _label_volume(self, tensors: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
-        if not self.uses_meta:
+        if self.model == VOLUME_SET:
             # it is this network that fills
             found.update(tensors)
             return
@@ -534,7 +536,9 @@ class SelfTraining:
         network.load_state_dict(dict(tensors))
         network.to(self.context.device).eval()
         for name in self.context.volumes:
-            with closing(self.learner.predictor(network, name, without=self.held_out, mirror=False)) as predictor:
+            with closing(
+                self.learner.predictor(network, name, without=self.held_out, mix=self._mix(), mirror=False)
+            ) as predictor:
                 for index in self.context.slices(name):
                     for labelled in self.learner.labelled(predictor, Slot(name, index), stage):
                         if isinstance(labelled, Progress):
@@ -561,35 +565,54 @@ class SelfTraining:
         )
         yield Progress("trial, choose sets", 1, 1, f"Dice on {len(self.held_out)} held-out slices: {told}")
         if self.voters == (VOLUME_SET,):
-            self.uses_meta = False
+            self.model = "3d"
             yield from self._say_which("only the 3D network has a vote")
 
     def _judge_meta(self, tensors: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
-        """Compare the meta-model with the 3D network alone on the held-out slices."""
-        if not self.uses_meta:
+        """Compare the meta-model with the mean of the sets, and with the 3D network alone, on the held-out slices."""
+        if self.model == VOLUME_SET:
             return
         meta = self._meta()
         meta.load_state_dict(dict(tensors))
         meta.to(self.context.device).eval()
-        made = {}
+        by_meta, by_mean = {}, {}
         for name in dict.fromkeys(slot.volume for slot in self.held_out):
             with closing(self._meta_predictor(meta, name)) as predictor:
                 for slot in (slot for slot in self.held_out if slot.volume == name):
                     for count, total in predictor.prepare(slot.index):
                         yield Progress("trial, judge", count, total, f"{name} {self.context.axis}{slot.index}")
-                    made[slot] = self._labelled(predictor, slot).channels
+                    by_meta[slot] = self._labelled(predictor, slot).channels
+                    by_mean[slot] = self._labelled(None, slot).channels
                     if self.context.stop():
                         return
-        sparse = self._held_out_dice({slot: self._set_plane(VOLUME_SET, slot) for slot in self.held_out})
-        meta_dice = self._held_out_dice(made)
+        by_3d = {slot: self._set_plane(VOLUME_SET, slot) for slot in self.held_out}
+        meta_dice, mean, sparse = (self._held_out_dice(made) for made in (by_meta, by_mean, by_3d))
         yield Metric("held_out_dice_meta", meta_dice, 0)
-        self.uses_meta = meta_dice >= sparse
-        yield from self._say_which(f"on held-out slices it has Dice {meta_dice:.3f}, the 3D network {sparse:.3f}")
+        yield Metric("held_out_dice_mean", mean, 0)
+        if max(meta_dice, mean) < sparse:
+            self.model = "3d"
+        elif meta_dice < mean:
+            self.model = "mean"
+        yield from self._say_which(
+            f"Dice on held-out slices: meta-model {meta_dice:.3f}, mean of the sets {mean:.3f}, 3D network {sparse:.3f}"
+        )
 
     def _say_which(self, why: str) -> Iterator[Event]:
-        what = "the meta-model labels" if self.uses_meta else "the 3D network labels, not the meta-model"
-        yield Metric("uses_meta", float(self.uses_meta), 0)
+        what = {
+            "meta": "the meta-model labels",
+            "mean": "the mean of the sets labels, not the meta-model",
+            "3d": "the 3D network labels, not the meta-model",
+        }[self.model]
+        yield Metric("uses_meta", float(self.model == "meta"), 0)
         yield Progress("choose model", 1, 1, f"{what}: {why}")
+
+    def _mix(self) -> float:
+        """Return how much of the shapes of held-out slices is hidden in the trial.
+
+        Without them a slice lies twice as far from the annotated ones as those to be labelled. What networks are shown
+        of slices that they learn from evens that out; so here.
+        """
+        return (self.config.shape_mix_low + self.config.shape_mix_high) / 2
 
     def _set_plane(self, which: str, slot: Slot) -> "NDArray[np.uint8]":
         """Return the labels of a set in a slice along the axis of the run."""
@@ -607,7 +630,7 @@ class SelfTraining:
         return true_dice(labels, target) or 0.0
 
     def _learn_meta(self, tensors: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
-        if not self.uses_meta:
+        if self.model != "meta":
             found.update(tensors)
             return
         config = self.config
@@ -627,30 +650,34 @@ class SelfTraining:
         found.update(trainer.network.state_dict())
 
     def _fill(self, tensors: Mapping[str, Tensor], filled: Iterable[Slot], *, last_stage: int) -> Iterator[Event]:
-        network = self._meta() if self.uses_meta else VolumeNetwork(self.learner.network)
-        network.load_state_dict(dict(tensors))
-        network.to(self.context.device).eval()
+        network = None
+        if self.model != "mean":
+            network = self._meta() if self.model == "meta" else VolumeNetwork(self.learner.network)
+            network.load_state_dict(dict(tensors))
+            network.to(self.context.device).eval()
         slots = [Slot(name, index) for name in self.context.volumes for index in self.context.slices(name)]
         done, saved = set(filled), time.monotonic()
         predictors: dict[str, BlockPredictor] = {}
         left = Counter(slot.volume for slot in slots if slot not in done)
         try:
             for slot in self.context.in_view_first([slot for slot in slots if slot not in done]):
-                if slot.volume not in predictors:
+                name = f"{slot.volume} {self.context.axis}{slot.index}"
+                if network is not None and slot.volume not in predictors:
                     predictors[slot.volume] = (
                         self._meta_predictor(network, slot.volume)
                         if isinstance(network, _Meta)
                         else self.learner.predictor(network, slot.volume)
                     )
-                predictor = predictors[slot.volume]
-                name = f"{slot.volume} {self.context.axis}{slot.index}"
-                for count, total in predictor.prepare(slot.index):
-                    yield Progress("fill", len(done), len(slots), f"{name}, tile {count} of {total}")
+                predictor = predictors.get(slot.volume)
+                if predictor is not None:
+                    for count, total in predictor.prepare(slot.index):
+                        yield Progress("fill", len(done), len(slots), f"{name}, tile {count} of {total}")
                 yield self.learner.write(slot, self._labelled(predictor, slot), "final")
-                predictor.release(slot.index)
                 left[slot.volume] -= 1
-                if not left[slot.volume]:
-                    predictor.close()
+                if predictor is not None:
+                    predictor.release(slot.index)
+                    if not left[slot.volume]:
+                        predictor.close()
                 done.add(slot)
                 yield Progress("fill", len(done), len(slots), name)
                 is_last = self.context.stop()
@@ -664,18 +691,23 @@ class SelfTraining:
                 predictor.close()
         shutil.rmtree(self.context.folder / "sets", ignore_errors=True)
 
-    def _labelled(self, predictor: BlockPredictor, slot: Slot) -> Labelled:
-        """Return a slice as the meta-model and the mean of the sets see it together, or the 3D network alone."""
+    def _labelled(self, predictor: BlockPredictor | None, slot: Slot) -> Labelled:
+        """Return a slice as the meta-model and the mean of the sets see it together, or the 3D network, or the mean."""
         shape = self.context.volume(slot.volume).plane_shape(self.context.axis)
-        share = self.config.consensus if self.uses_meta else 0.0
+        share = 0.0 if self.model == VOLUME_SET else self.config.consensus
+
+        def mean(rows: slice) -> "NDArray[np.float32]":
+            box = Box((slot.index, rows.start, 0), (slot.index + 1, rows.stop, shape[1]))
+            return self._averaged(slot.volume, box)[: 1 + len(self.planes.classes), 0].astype(np.float32)
 
         def bands() -> Iterator[Band]:
+            if predictor is None:
+                for top in range(0, shape[0], _MEAN_ROWS):
+                    rows = slice(top, min(top + _MEAN_ROWS, shape[0]))
+                    yield Band(rows, mean(rows))
+                return
             for rows, probability in predictor.bands(slot.index):
-                if share:
-                    box = Box((slot.index, rows.start, 0), (slot.index + 1, rows.stop, shape[1]))
-                    mean = self._averaged(slot.volume, box)[: len(probability), 0].astype(np.float32)
-                    probability = probability + share * (mean - probability)
-                yield Band(rows, probability)
+                yield Band(rows, probability + share * (mean(rows) - probability) if share else probability)
 
         temperature = self.learner.calibration.temperature_at(self.learner.distance(slot))
         return label(bands(), shape, len(self.planes.classes), temperature, self.learner.usual_area)
@@ -750,12 +782,14 @@ class SelfTraining:
         # every other one: those between them tell their shapes from as near as the rest does in any other plane
         return anchors[number % 2 :: 2] or anchors
 
-    def _plane_shapes(self, name: str, axis: Axis, index: int, without: Sequence[int] = ()) -> "NDArray[np.float16]":
+    def _plane_shapes(
+        self, name: str, axis: Axis, index: int, without: Sequence[int] = (), mix: float = 1.0
+    ) -> "NDArray[np.float16]":
         """Return the shapes that annotated slices tell of a plane along any axis, (classes, h, w)."""
         place = (self.context.axis, *(other for other in AXES if other != self.context.axis)).index(axis)
         start, stop = [0, 0, 0], list(self.learner.reader(name).shape)
         start[place], stop[place] = index, index + 1
-        block = self.learner.shapes(self.held_out).read(name, Box(tuple(start), tuple(stop)), without)
+        block = self.learner.shapes(self.held_out, mix).read(name, Box(tuple(start), tuple(stop)), without)
         in_order = np.moveaxis(block, 1, 1 + AXES.index(self.context.axis))
         plane: NDArray[np.float16] = np.moveaxis(in_order, 1 + AXES.index(axis), 0)[0]
         return plane
