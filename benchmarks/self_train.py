@@ -68,7 +68,7 @@ def measure(volume: str, budget: int, selector: str, settings: Mapping[str, obje
     image, truth = open_pair(VOLUMES[volume])
     slices = chosen(image, truth, budget, selector, seed)
     told: dict[str, float] = {}
-    sparse = np.zeros(truth.shape, np.uint8)
+    sparse = None
     with tempfile.TemporaryDirectory() as folder:
         project = make_project(Path(folder), image, truth, slices)
         config = build_config("self-train", {"device": "cpu", **settings, "seed": seed})
@@ -90,7 +90,8 @@ def measure(volume: str, budget: int, selector: str, settings: Mapping[str, obje
         "selector": selector,
         "seed": seed,
         "annotated": len(slices),
-        "sparse": dice(sparse[left], wanted),
+        # where the trial chose the 3D network there is no set of it: the result is its own
+        "sparse": dice((result if sparse is None else sparse)[left], wanted),
         "self_training": dice(result[left], wanted),
         "told": told,
     }

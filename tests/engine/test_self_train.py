@@ -16,17 +16,22 @@ from napari_slicelabel.engine.evaluate import evaluate
 from napari_slicelabel.engine.events import Event, Finished, Metric, Progress
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.methods import self_train
-from napari_slicelabel.engine.methods.self_train import MetaLoss, averaged, nearest_set, plane_axes
+from napari_slicelabel.engine.methods.self_train import MetaLoss, SelfTraining, averaged, nearest_set, plane_axes
 from napari_slicelabel.engine.run import run
 from napari_slicelabel.engine.sampling import Batch
 from napari_slicelabel.engine.scratch import Scratch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
     from napari_slicelabel.data.project import Project
+    from napari_slicelabel.engine.confidence import Labelled
+    from napari_slicelabel.engine.context import Slot
+    from napari_slicelabel.engine.sampling import Plane
+
+    Tensors = dict[str, torch.Tensor]
 
 TINY: dict[str, object] = {
     "device": "cpu",
@@ -38,6 +43,7 @@ TINY: dict[str, object] = {
     "batch": 1,
     "plane_batch": 2,
     "calibrate": "off",
+    "trial": "off",
 }
 
 
@@ -195,3 +201,122 @@ def test_what_is_too_large_for_memory_gives_the_same_labels(
         found.append(np.stack([store.read(index) for index in range(20)]))
         assert not list(folder.glob(".*.part.*"))
     np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("run_axis", ["z", "y", "x"])
+def test_untrained_the_planes_of_every_axis_say_what_the_shapes_say(
+    make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch, run_axis: str
+) -> None:
+    """Which holds only where shapes, planes and sets lie the same way round, whatever the axis of the run."""
+    truth = ball((20, 28, 32))
+    project = make_project({"a": truth}, {}, classes=("ball",))
+    for index in (6, 10, 14):
+        number = "zyx".index(run_axis)
+        ref = SliceRef(run_axis, index)  # type: ignore[arg-type]
+        project.annotation("a").write_slice(ref, truth.take(index, number), complete=True)
+    found = {}
+    write = SelfTraining._write_set
+
+    def spy(method: object, which: str, name: str, index: int, labelled: Labelled) -> None:
+        found.setdefault(which, {})[index] = labelled.channels
+        write(method, which, name, index, labelled)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SelfTraining, "_write_set", spy)
+    events_of(project, axis=run_axis, shapes="on", learning_rate=1e-6)
+    made = {
+        which: np.stack([planes[i] for i in sorted(planes)], "zyx".index(run_axis if which == "3d" else which))
+        for which, planes in found.items()
+    }
+    assert sorted(made) == ["3d", "x", "y", "z"]
+    for which, labels in made.items():
+        assert (labels == made["3d"]).mean() > 0.99, which
+    assert (made["3d"] == 1).any()
+
+
+def trial_events(project: Project, **settings: object) -> tuple[dict[str, float], list[str]]:
+    """Return what a run with a trial measured, and what it said of it."""
+    events = events_of(project, trial="auto", **settings)
+    metrics = {event.name: event.value for event in events if isinstance(event, Metric)}
+    stages = ("trial, choose sets", "choose model")
+    return metrics, [event.message for event in events if isinstance(event, Progress) and event.stage in stages]
+
+
+def without_a_clue(which: str) -> Callable[..., None]:
+    """Return a `_write_set` that turns the labels of a set upside down."""
+    write = SelfTraining._write_set
+
+    def spoilt(method: SelfTraining, at: str, name: str, index: int, labelled: Labelled) -> None:
+        channels = 1 - labelled.channels if at == which else labelled.channels
+        write(method, at, name, index, labelled._replace(channels=channels.astype(np.uint8)))
+
+    return spoilt
+
+
+def test_a_set_that_is_wrong_on_held_out_slices_has_no_vote(
+    make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project({"a": ball()}, {"a": (4, 7, 10, 15)}, classes=("ball",))
+    monkeypatch.setattr(SelfTraining, "_write_set", without_a_clue("y"))
+    metrics, said = trial_events(project, shapes="on", vote_margin=0.3)
+    assert metrics["held_out_dice_y"] < metrics["held_out_dice_3d"] - 0.3
+    assert "held-out slices: z " in said[0]
+    assert said[0].count("(no vote)") == 1
+    assert "(no vote), x" in said[0]
+
+
+@pytest.mark.parametrize("best", ["3D network", "mean of the sets"])
+def test_a_meta_model_worse_than_what_it_learned_from_is_not_used(
+    make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch, best: str
+) -> None:
+    """The labels are those of what was best on held-out slices, and the run says so."""
+    project = make_project({"a": ball()}, {"a": (4, 7, 10, 15)}, classes=("ball",))
+    is_3d = best == "3D network"
+
+    def all_ball(method: SelfTraining, tensors: Tensors, found: Tensors) -> Iterator[Event]:
+        meta = method._meta()
+        with torch.no_grad():
+            meta.classifier.bias[:] = torch.tensor([-99.0, 99.0])  # type: ignore[index]
+        found.update(meta.state_dict() if method.model == "meta" else tensors)
+        yield from ()
+
+    def set_plane(method: SelfTraining, which: str, slot: Slot) -> NDArray[np.uint8]:
+        truth = method.learner.known.human(slot)
+        return truth if is_3d else np.zeros_like(truth)
+
+    def mean(*args: object, **more: object) -> NDArray[np.float16]:
+        right = averaged(*args, **more)  # type: ignore[arg-type]
+        return np.roll(right, 1, 0) if is_3d else right
+
+    monkeypatch.setattr(SelfTraining, "_learn_meta", all_ball)
+    monkeypatch.setattr(SelfTraining, "_set_plane", set_plane)
+    monkeypatch.setattr(self_train, "averaged", mean)
+    metrics, said = trial_events(project, shapes="on", consensus=0.0)
+    assert metrics["uses_meta"] == 0
+    assert said[-1].startswith(f"the {best} labels, not the meta-model: Dice on held-out slices")
+    store = run_store(project, project.run_folder(project.run_ids()[-1]), "prediction", "a", "z")
+    # not all of it
+    assert 0 < np.mean([store.read(index) for index in range(20)]) < 0.5
+
+
+def test_nothing_learns_from_held_out_slices_in_the_trial(
+    make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither along z nor as lines of planes along other axes; afterwards everything does."""
+    project = make_project({"a": ball()}, {"a": (4, 10, 15)}, classes=("ball",))
+    planes: list[list[tuple[bool, bool]]] = []
+    pool = self_train.PlanePool
+
+    def spy(given: Iterator[Plane], *args: object) -> object:
+        kept = list(given)
+        known = [plane.target != IGNORE for plane in kept]
+        planes.append([(mask.all(), mask[10].all()) for mask in known])
+        return pool(iter(kept), *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(self_train, "PlanePool", spy)
+    trial_events(project, shapes="off")
+    in_trial, *later = planes
+    assert sum(whole for whole, _ in in_trial) == 2
+    assert not any(line for whole, line in in_trial if not whole)
+    for pool_planes in later:
+        assert sum(whole for whole, _ in pool_planes) == 3
+        assert any(line for whole, line in pool_planes if not whole)

@@ -142,8 +142,9 @@ class VolumeLearningConfig(MethodConfig):
 class _Shapes(ShapesOf):
     """The shapes of the annotated slices of several volumes, but for those held out."""
 
-    def __init__(self, blocks: Mapping[str, ShapeBlocks], classes: int, without: Collection[Slot]) -> None:
+    def __init__(self, blocks: Mapping[str, ShapeBlocks], classes: int, without: Collection[Slot], mix: float) -> None:
         self.classes = classes
+        self._mix = mix
         self._blocks = blocks
         self._without = {name: {slot.index for slot in without if slot.volume == name} for name in blocks}
 
@@ -151,7 +152,11 @@ class _Shapes(ShapesOf):
         """Return the shapes in a block; zeros for a volume without annotated slices."""
         if volume not in self._blocks or not self.classes:
             return np.zeros((self.classes, *box.shape), np.float16)
-        return self._blocks[volume].read(box, {*without, *self._without[volume]})
+        around = self._blocks[volume].read(box, {*without, *self._without[volume]})
+        if self._mix == 1 or not self._without[volume]:
+            return around
+        own = self._blocks[volume].read(box, without)
+        return own + np.float16(self._mix) * (around - own)
 
     def anchors(self, volume: str) -> Collection[int]:
         """Return the slices whose own shapes are known."""
@@ -238,14 +243,14 @@ class VolumeLearner:
         """Go on with the shapes that a trained network sees: slices painted since could speak for other ones."""
         self.network = self.network.model_copy(update={"shape_classes": tuple(classes)})
 
-    def shapes(self, without: Collection[Slot] = ()) -> ShapesOf:
-        """Return the shapes of the annotated slices, but for some."""
+    def shapes(self, without: Collection[Slot] = (), mix: float = 1.0) -> ShapesOf:
+        """Return the shapes of the annotated slices, but for some; with a `mix` below 1 these show through."""
         if self.network.shape_classes and not self._shape_blocks:
             for name, shapes in self.known.shapes(self.network.shape_classes).items():
                 beyond = self._beyond(name)
                 path = self.context.folder / f".shapes.{name}.part.zarr"
                 self._shape_blocks[name] = ShapeBlocks(shapes, beyond, self.reader(name).shape, path)
-        return _Shapes(self._shape_blocks, len(self.network.shape_classes), without)
+        return _Shapes(self._shape_blocks, len(self.network.shape_classes), without, mix)
 
     def _beyond(self, name: str) -> "Callable[[int], frozenset[int]]":
         return lambda index: self.known.beyond(Slot(name, index))
@@ -344,11 +349,12 @@ class VolumeLearner:
         volume: str,
         *,
         without: Collection[Slot] = (),
+        mix: float = 1.0,
         mirror: bool = True,
         wanted: Callable[[Box], bool] = lambda _: True,
     ) -> BlockPredictor:
         """Return what predicts the planes of a volume."""
-        reader, shapes = self.reader(volume), self.shapes(without)
+        reader, shapes = self.reader(volume), self.shapes(without, mix)
 
         def read(box: Box) -> "NDArray[np.float16]":
             image = reader.read(box)

@@ -3,7 +3,9 @@
 After Zheng et al., AAAI 2020, preset ``paper``. One 2D network, trained on planes of all axes, gives a set of
 pseudo-labels per axis, a 3D network trained on the same sparse annotation one more. A Y-shaped DenseVoxNet sees the
 image and the average of the sets, and learns at first from a set drawn at random, then from the one that is nearest to
-what it says. Ours, preset ``default``: it also sees how far the sets disagree, which counts in the confidence, too.
+what it says. Ours, preset ``default``: it also sees how far the sets disagree, which counts in the confidence, too; the
+2D network sees the shapes of the annotated slices as the 3D one does; and a trial on annotated slices that are held out
+says which sets have a vote, and whether the meta-model is any better than their mean or the 3D network alone.
 """
 
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
@@ -26,7 +28,7 @@ from napari_slicelabel.data.boxes import AXES, Axis, Box
 from napari_slicelabel.data.files import storage_errors
 from napari_slicelabel.engine.block_sampling import Block, BlockPool, ShapesOf, block_boxes
 from napari_slicelabel.engine.blocks import BlockPredictor, along, crop_size
-from napari_slicelabel.engine.confidence import Calibration, Labelled, label
+from napari_slicelabel.engine.confidence import Calibration, Labelled, label, true_dice
 from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.densevoxnet import AUXILIARY_WEIGHT, DenseVoxNet
 from napari_slicelabel.engine.events import Event, Metric, Progress
@@ -66,8 +68,9 @@ _LEAST_PLANE_PX = 16
 _META_STRIDE = (4, 4, 4)
 # Where no set names a class the mean is not taken for certain.
 _LEAST_MEAN = 0.01
-# Number of the stage behind which there is only the filling.
-_LAST_STAGE = 5
+# Of the annotated slices one in so many is held out in the trial, from the second one on.
+_TRIAL_EVERY = 3
+_MEAN_ROWS = 256
 # Of as many pixels as voxels, times what the 3D network takes: the 2D network, the meta-model. As measured on a CPU.
 _PLANE_COST, _META_COST = 1.1, 3.3
 
@@ -103,6 +106,7 @@ class SelfTrainConfig(VolumeLearningConfig):
             "variance": "off",
             "start": "random",
             "consensus": 0.0,
+            "trial": "off",
         },
     }
     SIMPLE: ClassVar = ("iterations", "planes", "axis", "range", "device")
@@ -148,6 +152,19 @@ class SelfTrainConfig(VolumeLearningConfig):
         json_schema_extra={"step": 0.05},
         description="Share of the mean of the sets in the result: where they disagree confidence falls.",
     )
+    trial: Literal["auto", "off"] = Field(
+        "auto",
+        description="Go through everything once with a third of the annotated slices held out, where there are at least"
+        " 3: sets that label these badly have no vote; of meta-model, mean of the sets and 3D network"
+        " the best labels. off: all vote.",
+    )
+    vote_margin: float = Field(
+        0.05,
+        ge=0.0,
+        le=1.0,
+        json_schema_extra={"step": 0.01},
+        description="How far below the best set's Dice on held-out slices another may be to have a vote.",
+    )
 
 
 def propagate(context: "RunContext", config: SelfTrainConfig) -> Iterator[Event]:
@@ -175,7 +192,8 @@ def propagate(context: "RunContext", config: SelfTrainConfig) -> Iterator[Event]
     Notes
     -----
     Stages, each with its state on disk at the end: *calibrate* (with the 3D network alone), *planes* (the 2D network),
-    *label along z* and so on (its sets), *volume* (the 3D network), *label in 3D* (its set), *meta*, *fill*. A resume
+    *label along z* and so on (its sets), *volume* (the 3D network), *label in 3D* (its set), *meta*, *fill*. With a
+    *trial* those from *planes* to *meta* come twice, the first time without the slices that are held out. A resume
     goes on behind the last stage that ended, and in *fill* where it was. The sets lie in the run's folder until the run
     has ended.
 
@@ -228,6 +246,8 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfTrainConfig) -> Work
     if config.calibrate == "auto" and annotated >= LEAST_FOR_CALIBRATION:
         steps += FOLDS * config.fold_iterations
         predictions += annotated
+    # the trial does everything once more
+    times = 2 if config.trial == "auto" and annotated >= LEAST_FOR_CALIBRATION else 1
     crop = min(config.crop_px**2, pixels) * min(config.crop_depth, max(stack.slices for stack in stacks))
     train_s, predict_s = voxel_seconds(config)
     plane_crops = config.plane_batch * min(config.crop_px**2, pixels)
@@ -238,8 +258,8 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfTrainConfig) -> Work
     pool = min(config.pool_mb * 2**20, filled * pixels * _BYTES_PER_VOXEL)
     return Work(
         rounds=0,
-        steps=steps,
-        predictions=predictions,
+        steps=times * steps,
+        predictions=times * predictions,
         step_s=voxels / 1e6 * train_s / steps,
         # 3D network, meta-model, and up to three times the 2D network
         prediction_s=5 * pixels / 1e6 * predict_s,
@@ -349,23 +369,31 @@ class SelfTraining:
     context: "RunContext"
     config: SelfTrainConfig
     learner: VolumeLearner = field(init=False)
-    planes: NetworkConfig = field(init=False)
     axes: Mapping[str, tuple[Axis, ...]] = field(init=False)
     digest: str = field(init=False, default="")
+    # of the trial: what nothing may learn from while it is under way, and what it found
+    held_out: tuple[Slot, ...] = field(init=False, default=())
+    voters: tuple[str, ...] = field(init=False, default=(*AXES, VOLUME_SET))
+    model: Literal["meta", "mean", "3d"] = field(init=False, default="meta")
 
     def __post_init__(self) -> None:
         context, config = self.context, self.config
         self.learner = VolumeLearner(context, config)
         self.axes = {name: plane_axes(context.volume(name), config.planes, context.axis) for name in context.volumes}
-        network = self.learner.network
-        self.planes = NetworkConfig(
+        self._kept: dict[tuple[str, str, str], SliceStore] = {}
+
+    @property
+    def planes(self) -> NetworkConfig:
+        """The 2D network; it sees the shapes of the same classes as the 3D network."""
+        config, network = self.config, self.learner.network
+        return NetworkConfig(
             image_channels=network.image_channels,
             in_slices=3 if config.in_slices == "3" else 1,
-            classes=context.class_ids,
+            classes=self.context.class_ids,
+            shape_classes=network.shape_classes,
             mirror=network.mirror,
             filters=(config.width, 2 * config.width, 4 * config.width, 6 * config.width, 8 * config.width),
         )
-        self._kept: dict[tuple[str, str, str], SliceStore] = {}
 
     # -- the stages ---------------------------------------------------------------------------------------------------
 
@@ -378,16 +406,20 @@ class SelfTraining:
         if done >= 0:
             self.learner.calibration = Calibration(**extra["calibration"])  # type: ignore[arg-type]
             self.learner.see_shapes_of(extra["shape_classes"])  # type: ignore[arg-type]
-        stages = (
-            self._calibrate,
-            self._learn_planes,
-            self._label_planes,
-            self._learn_volume,
-            self._label_volume,
-            self._learn_meta,
-        )
+            self.voters = tuple(extra["voters"])  # type: ignore[arg-type]
+            self.model = extra["model"]  # type: ignore[assignment]
+            self.held_out = tuple(Slot(**slot) for slot in extra["held_out"])  # type: ignore[union-attr,arg-type]
+        sets = (self._learn_planes, self._label_planes, self._learn_volume, self._label_volume)
+        in_trial = (*sets, self._choose_voters, self._learn_meta, self._judge_meta)
+        stages = (self._calibrate, *in_trial, *sets, self._learn_meta)
         for number, stage in enumerate(stages):
             if number <= done:
+                continue
+            if number == 1:
+                self.held_out = self._to_hold_out()
+            if number > len(in_trial):
+                self.held_out = ()
+            elif number and not self.held_out:
                 continue
             found: dict[str, Tensor] = {}
             yield from stage(tensors, found)
@@ -399,7 +431,7 @@ class SelfTraining:
         if extra.get("annotation") == self.digest:
             kept = extra.get("filled")
             filled = [Slot(**slot) for slot in kept] if isinstance(kept, list) else ()  # type: ignore[arg-type]
-        yield from self._fill(tensors, filled)
+        yield from self._fill(tensors, filled, last_stage=len(stages) - 1)
 
     def _save(self, tensors: Mapping[str, Tensor], *, done: int, filled: Iterable[Slot] = ()) -> None:
         self.context.save_state(
@@ -410,8 +442,20 @@ class SelfTraining:
                 "filled": [asdict(slot) for slot in sorted(filled)],
                 "annotation": self.digest,
                 "shape_classes": list(self.learner.network.shape_classes),
+                "voters": list(self.voters),
+                "model": self.model,
+                "held_out": [asdict(slot) for slot in self.held_out],
             },
         )
+
+    def _to_hold_out(self) -> tuple[Slot, ...]:
+        slots = self.learner.known.human_slots()
+        if self.config.trial == "off" or len(slots) < LEAST_FOR_CALIBRATION:
+            return ()
+        return tuple(slots[1::_TRIAL_EVERY])
+
+    def _named(self, stage: str) -> str:
+        return f"trial, {stage}" if self.held_out else stage
 
     def _calibrate(self, _: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
         yield from self._say_what_is_left_out()
@@ -426,21 +470,28 @@ class SelfTraining:
 
     def _learn_planes(self, _: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
         config = self.config
+        if not self._wants_planes():
+            return
         trainer = Trainer(
             SliceNetwork(self.planes),
             self.learner.fit(config.plane_iterations),
             config.plane_batch,
             self.context.device,
         )
-        yield from self.learner.train(trainer, self._plane_pool(), config.plane_iterations, "planes")
+        yield from self.learner.train(trainer, self._plane_pool(), config.plane_iterations, self._named("planes"))
         found.update(trainer.predictor.state_dict())
 
+    def _wants_planes(self) -> bool:
+        return self.model != VOLUME_SET and any(set(axes) & set(self.voters) for axes in self.axes.values())
+
     def _label_planes(self, tensors: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
+        if not self._wants_planes():
+            return
         network = SliceNetwork(self.planes)
         network.load_state_dict(dict(tensors))
         network.to(self.context.device).eval()
         for name, axes in self.axes.items():
-            for axis in axes:
+            for axis in (axis for axis in axes if axis in self.voters):
                 yield from self._label_along(network, name, axis)
                 if self.context.stop():
                     return
@@ -450,11 +501,12 @@ class SelfTraining:
         reader, shape = PlaneReader(volume, axis, self.planes), volume.plane_shape(axis)
         indices = self.context.slices(name) if axis == self.context.axis else range(volume.depth(axis))
         for number, index in enumerate(indices, 1):
+            shapes = self._plane_shapes(name, axis, index, mix=self._mix())
 
-            def labelled(tile: int, index: int = index) -> Labelled:
+            def labelled(tile: int, index: int = index, shapes: "NDArray[np.float16]" = shapes) -> Labelled:
                 bands = predict_bands(
                     network,
-                    lambda rows, columns: reader.read(index, rows, columns),
+                    lambda rows, columns: np.concatenate([reader.read(index, rows, columns), shapes[:, rows, columns]]),
                     shape,
                     self.context.device,
                     tile=tile,
@@ -463,35 +515,124 @@ class SelfTraining:
                 return label(bands, shape, len(self.planes.classes), 1.0, self.learner.usual_area)
 
             self._write_set(axis, name, index, with_smaller_tiles(labelled, self.context.device))
-            yield Progress(f"label along {axis}", number, len(indices), f"{name} {axis}{index}")
+            yield Progress(self._named(f"label along {axis}"), number, len(indices), f"{name} {axis}{index}")
             if self.context.stop():
                 return
 
     def _learn_volume(self, _: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
         trainer = self.learner.trainer(self.config.iterations)
-        pool = self.learner.pool(pseudo=False)
-        yield from self.learner.train(trainer, pool, self.config.iterations, "volume")
+        pool = self.learner.pool(pseudo=False, without=self.held_out)
+        yield from self.learner.train(trainer, pool, self.config.iterations, self._named("volume"))
         found.update(trainer.predictor.state_dict())
-        self.learner.save_model(trainer.predictor, NAME)
+        if not self.held_out:
+            self.learner.save_model(trainer.predictor, NAME)
 
     def _label_volume(self, tensors: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
-        network = VolumeNetwork(self.learner.network)
+        if self.model == VOLUME_SET:
+            # it is this network that fills
+            found.update(tensors)
+            return
+        network, stage = VolumeNetwork(self.learner.network), self._named("label in 3D")
         network.load_state_dict(dict(tensors))
         network.to(self.context.device).eval()
         for name in self.context.volumes:
-            with closing(self.learner.predictor(network, name, mirror=False)) as predictor:
+            with closing(
+                self.learner.predictor(network, name, without=self.held_out, mix=self._mix(), mirror=False)
+            ) as predictor:
                 for index in self.context.slices(name):
-                    for labelled in self.learner.labelled(predictor, Slot(name, index), "label in 3D"):
+                    for labelled in self.learner.labelled(predictor, Slot(name, index), stage):
                         if isinstance(labelled, Progress):
                             yield labelled
                         else:
                             self._write_set(VOLUME_SET, name, index, labelled)
                     predictor.release(index)
-                    yield Progress("label in 3D", index, len(self.context.slices(name)), f"{name} {index}")
+                    yield Progress(stage, index, len(self.context.slices(name)), f"{name} {index}")
                     if self.context.stop():
                         return
 
-    def _learn_meta(self, _: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
+    def _choose_voters(self, _: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
+        """Score the sets on the held-out slices; those far below the best have no vote."""
+        scores = {}
+        for which in (*AXES, VOLUME_SET):
+            slots = [slot for slot in self.held_out if which in self._sets(slot.volume)]
+            if slots:
+                scores[which] = self._held_out_dice({slot: self._set_plane(which, slot) for slot in slots})
+                yield Metric(f"held_out_dice_{which}", scores[which], 0)
+        least = max(scores.values()) - self.config.vote_margin
+        self.voters = tuple(which for which, score in scores.items() if score >= least)
+        told = ", ".join(
+            f"{which} {score:.3f}{'' if which in self.voters else ' (no vote)'}" for which, score in scores.items()
+        )
+        yield Progress("trial, choose sets", 1, 1, f"Dice on {len(self.held_out)} held-out slices: {told}")
+        if self.voters == (VOLUME_SET,):
+            self.model = "3d"
+            yield from self._say_which("only the 3D network has a vote")
+
+    def _judge_meta(self, tensors: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
+        """Compare the meta-model with the mean of the sets, and with the 3D network alone, on the held-out slices."""
+        if self.model == VOLUME_SET:
+            return
+        meta = self._meta()
+        meta.load_state_dict(dict(tensors))
+        meta.to(self.context.device).eval()
+        by_meta, by_mean = {}, {}
+        for name in dict.fromkeys(slot.volume for slot in self.held_out):
+            with closing(self._meta_predictor(meta, name)) as predictor:
+                for slot in (slot for slot in self.held_out if slot.volume == name):
+                    for count, total in predictor.prepare(slot.index):
+                        yield Progress("trial, judge", count, total, f"{name} {self.context.axis}{slot.index}")
+                    by_meta[slot] = self._labelled(predictor, slot).channels
+                    by_mean[slot] = self._labelled(None, slot).channels
+                    if self.context.stop():
+                        return
+        by_3d = {slot: self._set_plane(VOLUME_SET, slot) for slot in self.held_out}
+        meta_dice, mean, sparse = (self._held_out_dice(made) for made in (by_meta, by_mean, by_3d))
+        yield Metric("held_out_dice_meta", meta_dice, 0)
+        yield Metric("held_out_dice_mean", mean, 0)
+        if max(meta_dice, mean) < sparse:
+            self.model = "3d"
+        elif meta_dice < mean:
+            self.model = "mean"
+        yield from self._say_which(
+            f"Dice on held-out slices: meta-model {meta_dice:.3f}, mean of the sets {mean:.3f}, 3D network {sparse:.3f}"
+        )
+
+    def _say_which(self, why: str) -> Iterator[Event]:
+        what = {
+            "meta": "the meta-model labels",
+            "mean": "the mean of the sets labels, not the meta-model",
+            "3d": "the 3D network labels, not the meta-model",
+        }[self.model]
+        yield Metric("uses_meta", float(self.model == "meta"), 0)
+        yield Progress("choose model", 1, 1, f"{what}: {why}")
+
+    def _mix(self) -> float:
+        """Return how much of the shapes of held-out slices is hidden in the trial.
+
+        Without them a slice lies twice as far from the annotated ones as those to be labelled. What networks are shown
+        of slices that they learn from evens that out; so here.
+        """
+        return (self.config.shape_mix_low + self.config.shape_mix_high) / 2
+
+    def _set_plane(self, which: str, slot: Slot) -> "NDArray[np.uint8]":
+        """Return the labels of a set in a slice along the axis of the run."""
+        height, width = self.context.volume(slot.volume).plane_shape(self.context.axis)
+        place = along(self.context.axis, Box((slot.index, 0, 0), (slot.index + 1, height, width)))
+        labels = self._store("labels", which, slot.volume).read_box(place)
+        plane: NDArray[np.uint8] = np.moveaxis(labels, AXES.index(self.context.axis), 0)[0]
+        return plane
+
+    def _held_out_dice(self, made: "Mapping[Slot, NDArray[np.uint8]]") -> float:
+        """Return the mean over the classes of the Dice of some slices, all their pixels together."""
+        pairs = [(labels, self.learner.known.human(slot)) for slot, labels in made.items()]
+        labels = np.concatenate([labels[target != IGNORE] for labels, target in pairs])
+        target = np.concatenate([target[target != IGNORE] for _, target in pairs])
+        return true_dice(labels, target) or 0.0
+
+    def _learn_meta(self, tensors: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
+        if self.model != "meta":
+            found.update(tensors)
+            return
         config = self.config
         loss = MetaLoss(config.dice_weight, self.context.rng)
         fit = self.learner.fit(config.random_iterations + config.nearest_iterations)
@@ -500,40 +641,48 @@ class SelfTraining:
         batch = max(1, round(config.batch * share))
         trainer: Trainer[_Meta] = Trainer(self._meta(), fit, batch, self.context.device, loss)
         pool = self._meta_pool()
-        yield from self.learner.train(trainer, pool, config.random_iterations, "meta-model, random sets")
+        yield from self.learner.train(trainer, pool, config.random_iterations, self._named("meta-model, random sets"))
         if self.context.stop():
             return
         loss.nearest = True
-        yield from self.learner.train(trainer, pool, config.nearest_iterations, "meta-model, nearest sets")
+        yield from self.learner.train(trainer, pool, config.nearest_iterations, self._named("meta-model, nearest sets"))
         # not the running mean of the weights: batch norm's statistics belong to the weights themselves
         found.update(trainer.network.state_dict())
 
-    def _fill(self, tensors: Mapping[str, Tensor], filled: Iterable[Slot]) -> Iterator[Event]:
-        meta = self._meta()
-        meta.load_state_dict(dict(tensors))
-        meta.to(self.context.device).eval()
+    def _fill(self, tensors: Mapping[str, Tensor], filled: Iterable[Slot], *, last_stage: int) -> Iterator[Event]:
+        network = None
+        if self.model != "mean":
+            network = self._meta() if self.model == "meta" else VolumeNetwork(self.learner.network)
+            network.load_state_dict(dict(tensors))
+            network.to(self.context.device).eval()
         slots = [Slot(name, index) for name in self.context.volumes for index in self.context.slices(name)]
         done, saved = set(filled), time.monotonic()
         predictors: dict[str, BlockPredictor] = {}
         left = Counter(slot.volume for slot in slots if slot not in done)
         try:
             for slot in self.context.in_view_first([slot for slot in slots if slot not in done]):
-                if slot.volume not in predictors:
-                    predictors[slot.volume] = self._meta_predictor(meta, slot.volume)
-                predictor = predictors[slot.volume]
                 name = f"{slot.volume} {self.context.axis}{slot.index}"
-                for count, total in predictor.prepare(slot.index):
-                    yield Progress("fill", len(done), len(slots), f"{name}, tile {count} of {total}")
+                if network is not None and slot.volume not in predictors:
+                    predictors[slot.volume] = (
+                        self._meta_predictor(network, slot.volume)
+                        if isinstance(network, _Meta)
+                        else self.learner.predictor(network, slot.volume)
+                    )
+                predictor = predictors.get(slot.volume)
+                if predictor is not None:
+                    for count, total in predictor.prepare(slot.index):
+                        yield Progress("fill", len(done), len(slots), f"{name}, tile {count} of {total}")
                 yield self.learner.write(slot, self._labelled(predictor, slot), "final")
-                predictor.release(slot.index)
                 left[slot.volume] -= 1
-                if not left[slot.volume]:
-                    predictor.close()
+                if predictor is not None:
+                    predictor.release(slot.index)
+                    if not left[slot.volume]:
+                        predictor.close()
                 done.add(slot)
                 yield Progress("fill", len(done), len(slots), name)
                 is_last = self.context.stop()
                 if is_last or time.monotonic() - saved > _SAVE_EVERY_S:
-                    self._save(tensors, done=_LAST_STAGE, filled=done)
+                    self._save(tensors, done=last_stage, filled=done)
                     saved = time.monotonic()
                 if is_last:
                     return
@@ -542,18 +691,23 @@ class SelfTraining:
                 predictor.close()
         shutil.rmtree(self.context.folder / "sets", ignore_errors=True)
 
-    def _labelled(self, predictor: BlockPredictor, slot: Slot) -> Labelled:
-        """Return a slice as the meta-model and the mean of the sets see it together."""
+    def _labelled(self, predictor: BlockPredictor | None, slot: Slot) -> Labelled:
+        """Return a slice as the meta-model and the mean of the sets see it together, or the 3D network, or the mean."""
         shape = self.context.volume(slot.volume).plane_shape(self.context.axis)
-        share = self.config.consensus
+        share = 0.0 if self.model == VOLUME_SET else self.config.consensus
+
+        def mean(rows: slice) -> "NDArray[np.float32]":
+            box = Box((slot.index, rows.start, 0), (slot.index + 1, rows.stop, shape[1]))
+            return self._averaged(slot.volume, box)[: 1 + len(self.planes.classes), 0].astype(np.float32)
 
         def bands() -> Iterator[Band]:
+            if predictor is None:
+                for top in range(0, shape[0], _MEAN_ROWS):
+                    rows = slice(top, min(top + _MEAN_ROWS, shape[0]))
+                    yield Band(rows, mean(rows))
+                return
             for rows, probability in predictor.bands(slot.index):
-                if share:
-                    box = Box((slot.index, rows.start, 0), (slot.index + 1, rows.stop, shape[1]))
-                    mean = self._averaged(slot.volume, box)[: len(probability), 0].astype(np.float32)
-                    probability = probability + share * (mean - probability)
-                yield Band(rows, probability)
+                yield Band(rows, probability + share * (mean(rows) - probability) if share else probability)
 
         temperature = self.learner.calibration.temperature_at(self.learner.distance(slot))
         return label(bands(), shape, len(self.planes.classes), temperature, self.learner.usual_area)
@@ -573,15 +727,25 @@ class SelfTraining:
         order = [wanted[number] for number in context.rng.permutation(len(wanted))]
 
         def planes() -> Iterator[Plane]:
-            for name, axis, index in order:
+            for number, (name, axis, index) in enumerate(order):
                 image = PlaneReader(context.volume(name), axis, self.planes).read_whole(index)
-                yield Plane(image, self._plane_target(name, axis, index), 1.0, human=True)
+                target = self._plane_target(name, axis, index)
+                if not self.planes.shape_classes:
+                    yield Plane(image, target, 1.0, human=True)
+                    continue
+                hidden = self._hidden(name, axis, index, number)
+                given_away = set(learner.shapes(self.held_out).anchors(name)) - set(hidden)
+                if axis != context.axis:
+                    # a line whose own shape the network is shown teaches nothing
+                    np.moveaxis(target, self._line_axis(axis), 0)[sorted(given_away)] = IGNORE
+                own, around = (self._plane_shapes(name, axis, index, without) for without in ((), hidden))
+                yield Plane(image, target, 1.0, human=True, own=own, around=around)
 
         sampling = SamplingConfig(
             crop=(crop, crop),
             foreground=config.foreground_share,
             human=1.0,
-            shape_mix=(0.0, 0.0),
+            shape_mix=learner.sampling.shape_mix,
             augmentation=replace(learner.sampling.augmentation),
         )
         budget = config.pool_mb * 2**20
@@ -590,7 +754,7 @@ class SelfTraining:
     def _planes_along(self, name: str, axis: Axis) -> Sequence[int]:
         """Return the planes to learn from: annotated ones, and along other axes some that these cross."""
         if axis == self.context.axis:
-            return self.context.annotated(name)
+            return [index for index in self.context.annotated(name) if Slot(name, index) not in self.held_out]
         annotated = self.context.annotation(name).annotated(axis)
         crossed = np.linspace(0, self.context.volume(name).depth(axis) - 1, _CROSSED_PLANES + 2).round().astype(int)
         found = sorted({*annotated, *crossed[1:-1].tolist()})
@@ -601,15 +765,40 @@ class SelfTraining:
         target = self.learner.known.human_plane(name, axis, index)
         if axis != self.context.axis:
             inside = {i for piece in self.context.pieces(name) for i in piece.slices}
-            position = [other for other in AXES if other != axis].index(self.context.axis)
-            outside = [i for i in range(target.shape[position]) if i not in inside]
-            np.moveaxis(target, position, 0)[outside] = IGNORE
+            inside -= {slot.index for slot in self.held_out if slot.volume == name}
+            lines = np.moveaxis(target, self._line_axis(axis), 0)
+            lines[[i for i in range(len(lines)) if i not in inside]] = IGNORE
         return target
+
+    def _line_axis(self, axis: Axis) -> int:
+        """Return which axis of a plane across the slices of the run has these slices as its lines."""
+        return [other for other in AXES if other != axis].index(self.context.axis)
+
+    def _hidden(self, name: str, axis: Axis, index: int, number: int) -> Sequence[int]:
+        """Return the annotated slices whose shapes a plane must not show, so that they can be learned from in it."""
+        if axis == self.context.axis:
+            return (index,)
+        anchors = sorted(self.learner.shapes(self.held_out).anchors(name))
+        # every other one: those between them tell their shapes from as near as the rest does in any other plane
+        return anchors[number % 2 :: 2] or anchors
+
+    def _plane_shapes(
+        self, name: str, axis: Axis, index: int, without: Sequence[int] = (), mix: float = 1.0
+    ) -> "NDArray[np.float16]":
+        """Return the shapes that annotated slices tell of a plane along any axis, (classes, h, w)."""
+        place = (self.context.axis, *(other for other in AXES if other != self.context.axis)).index(axis)
+        start, stop = [0, 0, 0], list(self.learner.reader(name).shape)
+        start[place], stop[place] = index, index + 1
+        block = self.learner.shapes(self.held_out, mix).read(name, Box(tuple(start), tuple(stop)), without)
+        in_order = np.moveaxis(block, 1, 1 + AXES.index(self.context.axis))
+        plane: NDArray[np.float16] = np.moveaxis(in_order, 1 + AXES.index(axis), 0)[0]
+        return plane
 
     # -- the sets -----------------------------------------------------------------------------------------------------
 
     def _sets(self, name: str) -> tuple[str, ...]:
-        return (*self.axes[name], VOLUME_SET)
+        """Return the sets of a volume that have a vote; where none of those makes sense in it, the 3D network's."""
+        return tuple(which for which in (*self.axes[name], VOLUME_SET) if which in self.voters) or (VOLUME_SET,)
 
     def _store(self, kind: str, which: str, name: str) -> SliceStore:
         """Return the labels or the confidence of a set, with slices along the axis that it was predicted along."""
@@ -666,6 +855,8 @@ class SelfTraining:
             for number in context.rng.permutation(len(boxes)):
                 name, box = boxes[number]
                 painted = learner.known.human_block(name, box)
+                held_out = [slot.index for slot in self.held_out if slot.volume == name]
+                painted[[index - box.start[0] for index in held_out if box.start[0] <= index < box.stop[0]]] = IGNORE
                 human = painted != IGNORE
                 targets = np.where(human, painted, self._read_sets("labels", name, box))
                 yield Block(name, box, self._meta_input(name, box), targets, human)
