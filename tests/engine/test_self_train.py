@@ -181,7 +181,7 @@ def test_disagreement_lowers_confidence(make_project: Callable[..., Project]) ->
     project = make_project({"a": ball()}, {"a": (4, 10)}, classes=("ball",))
     found = {}
     for consensus in (0.0, 1.0):
-        events_of(project, consensus=consensus, average="hard")
+        events_of(project, consensus=consensus, average="hard", shapes="off")
         store = run_store(project, project.run_folder(project.run_ids()[-1]), "confidence", "a", "z")
         found[consensus] = store.read(7)
     assert set(np.unique(found[1.0]).tolist()) <= {128, 191, 255}
