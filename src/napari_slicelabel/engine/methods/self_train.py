@@ -241,12 +241,12 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfTrainConfig) -> Work
     annotated = sum(stack.annotated for stack in stacks)
     pixels = max(stack.pixels for stack in stacks)
     filled = sum(stack.slices for stack in stacks)
-    steps = config.plane_iterations + config.iterations + config.random_iterations + config.nearest_iterations
-    predictions = filled
+    once = config.plane_iterations + config.iterations + config.random_iterations + config.nearest_iterations
+    steps, predictions = once, filled
     if config.calibrate == "auto" and annotated >= LEAST_FOR_CALIBRATION:
         steps += FOLDS * config.fold_iterations
         predictions += annotated
-    # the trial does everything once more
+    # the trial does everything but calibrate once more
     times = 2 if config.trial == "auto" and annotated >= LEAST_FOR_CALIBRATION else 1
     crop = min(config.crop_px**2, pixels) * min(config.crop_depth, max(stack.slices for stack in stacks))
     train_s, predict_s = voxel_seconds(config)
@@ -258,11 +258,11 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfTrainConfig) -> Work
     pool = min(config.pool_mb * 2**20, filled * pixels * _BYTES_PER_VOXEL)
     return Work(
         rounds=0,
-        steps=times * steps,
-        predictions=times * predictions,
+        steps=steps + (times - 1) * once,
+        predictions=predictions,
         step_s=voxels / 1e6 * train_s / steps,
         # 3D network, meta-model, and up to three times the 2D network
-        prediction_s=5 * pixels / 1e6 * predict_s,
+        prediction_s=times * 5 * pixels / 1e6 * predict_s,
         memory_bytes=int(800 * 2**20 + pool + config.batch * crop * 4000),
     )
 
