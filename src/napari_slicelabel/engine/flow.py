@@ -437,10 +437,8 @@ class Flow:
 
     def __post_init__(self) -> None:
         context = self.context
-        context.need_classes()
-        self._channel = np.full(256, IGNORE, np.uint8)
-        self._channel[[0, *context.class_ids]] = np.arange(1 + len(context.class_ids))
-        self._values = np.array([0, *context.class_ids], np.uint8)
+        self._known = Known(context)
+        self._classes = len(context.class_ids)
         self._plain = NetworkConfig(image_channels=context.image_channels(), in_slices=1, classes=context.class_ids)
         # of the encoder of pseudo-labels, once there is one
         self._guide: dict[str, Tensor] = {}
@@ -448,10 +446,10 @@ class Flow:
         self._stale: frozenset[Slot] = frozenset()
         if self.config.guide == "refined":
             # what a 3D network cannot learn is better said before the hours that come first
-            Known(context).check_classes()
-        self._usual_area = self._measure_usual_area()
+            self._known.check_classes()
+        self._usual_area = self._known.usual_area()
         pixels = max(math.prod(context.volume(name).plane_shape(context.axis)) for name in context.volumes)
-        first = next(Slot(name, context.annotated(name)[0]) for name in context.volumes if context.annotated(name))
+        first = self._known.human_slots()[0]
         self.network = CorrespondenceNetwork(
             CorrespondenceConfig(
                 image_channels=self._plain.image_channels,
@@ -487,7 +485,7 @@ class Flow:
         if tensors:
             self._take(tensors)
         elif self.config.model:
-            guides = len(self._values) - 1 if self.config.guide != "off" else 0
+            guides = self._classes if self.config.guide != "off" else 0
             folder = model_folder(self.context.project, self.config.model)
             self._take(fitting_weights(folder, self.network.config, guides))
         else:
@@ -559,10 +557,9 @@ class Flow:
     def _painted(self) -> dict[str, str]:
         """Return a text for each annotated slice, and one per volume for the other axes, that change with the paint."""
         found = {}
+        for slot in self._known.human_slots():
+            found[f"{slot.volume} {slot.index}"] = hashlib.sha256(self._known.human(slot).tobytes()).hexdigest()
         for name in self.context.volumes:
-            for index in self.context.annotated(name):
-                target, known = self._supervised(Slot(name, index))
-                found[f"{name} {index}"] = hashlib.sha256(target.tobytes() + known.tobytes()).hexdigest()
             across = hashlib.sha256()
             annotation = self.context.annotation(name)
             for axis in AXES:
@@ -626,7 +623,7 @@ class Flow:
                 self._save(painted, number)
         # the image branch goes on from what it has learned; an encoder that is on disk needs no training
         image = self.network
-        self.network = GuidedNetwork(GuidedConfig(**image.config.model_dump(), guides=len(self._values) - 1)).to(
+        self.network = GuidedNetwork(GuidedConfig(**image.config.model_dump(), guides=self._classes)).to(
             self.context.device
         )
         self.network.load_state_dict({**self.network.state_dict(), **image.state_dict(), **self._guide})
@@ -640,9 +637,8 @@ class Flow:
 
     def _pseudo_label(self) -> Iterator[Event]:
         for name in self.context.volumes:
-            for index in self.context.annotated(name):
-                slot = Slot(name, index)
-                self._accept(slot, np.full(self._plane(slot).shape[1:], IGNORE, np.uint8))
+            for slot in (Slot(name, index) for index in self.context.annotated(name)):
+                self.context.write_accepted(name, slot.index, self._known.human(slot))
             for gap in gaps(self.context, name):
                 for index, probability in self.carried(gap):
                     if probability is not None:
@@ -654,8 +650,8 @@ class Flow:
 
     def _accept(self, slot: Slot, channels: "NDArray[np.uint8]") -> None:
         """Keep pseudo-labels of a slice; what a human painted is true, along whichever axis."""
-        target, known = self._supervised(slot)
-        self.context.write_accepted(slot.volume, slot.index, np.where(known, self._channel[target], channels))
+        human = self._known.human(slot)
+        self.context.write_accepted(slot.volume, slot.index, np.where(human == IGNORE, channels, human))
 
     def _refine(self) -> Iterator[Event]:
         yield from refine(self.context, _refinement(self.config))
@@ -666,23 +662,22 @@ class Flow:
         if not isinstance(self.network, GuidedNetwork):
             return plane
         if not guided:
-            return torch.cat([plane, plane.new_zeros(len(self._values) - 1, *plane.shape[1:])])
+            return torch.cat([plane, plane.new_zeros(self._classes, *plane.shape[1:])])
         if self.config.guide == "refined":
             labels = refined_store(self.context, slot.volume).read(slot.index)
         else:
             labels = self.context.read_accepted(slot.volume, slot.index)
-        return torch.cat([plane, torch.from_numpy(guide_distances(labels, len(self._values) - 1))])
+        return torch.cat([plane, torch.from_numpy(guide_distances(labels, self._classes))])
 
     def _done(self) -> frozenset[Slot]:
         return frozenset(Slot(name, index) for name in self.context.volumes for index in self.context.done(name))
 
     def _fill(self, done: frozenset[Slot]) -> Iterator[Event]:
-        for name in self.context.volumes:
-            for index in self.context.annotated(name):
-                if Slot(name, index) not in done:
-                    yield self._write(Slot(name, index), self._known(Slot(name, index)))
-                    if self.context.stop():
-                        return
+        for slot in self._known.human_slots():
+            if slot not in done:
+                yield self._write(slot, _without_unknown(self._with_unknown(slot)))
+                if self.context.stop():
+                    return
         todo = {
             Slot(gap.volume, index): gap
             for name in self.context.volumes
@@ -714,29 +709,25 @@ class Flow:
         return f"{gap.volume} {self.context.axis}{index}"
 
     def _write(self, slot: Slot, probability: "NDArray[np.float32]") -> SliceDone:
-        distance = self._distance(slot)
+        distance = self._known.distance(slot)
+        assert distance is not None, "volumes without annotated slices were refused"
         shape = probability.shape[1:]
         temperature = self.calibration.temperature_at(distance)
         found = label(
             [Band(slice(0, shape[0]), probability)],
             (shape[0], shape[1]),
-            len(self._values) - 1,
+            self._classes,
             temperature,
             self._usual_area,
         )
         return self.context.write_slice(
             slot.volume,
             slot.index,
-            self._values[found.channels],
+            self._known.values[found.channels],
             np.rint(found.confidence * 255).astype(np.uint8),
             provenance=NAME,
             score=self.calibration.corrected(found.expected, distance),
         )
-
-    def _distance(self, slot: Slot) -> int:
-        piece = self.context.piece(slot.volume, slot.index)
-        assert piece is not None, "volumes without annotated slices were refused"
-        return piece.distance(slot.index)
 
     def _save_model(self) -> None:
         weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
@@ -876,7 +867,7 @@ class Flow:
         lost: list[float] = []
         try:
             for path, (start, end, indices) in zip(paths, ways, strict=True):
-                planes = _Planes(path, (2 + len(self._values), height, width))
+                planes = _Planes(path, (3 + self._classes, height, width))
                 kept.append(planes)
                 for index, carried in self._chain(gap.volume, start, iter(indices)):
                     if index == end:
@@ -900,8 +891,9 @@ class Flow:
 
     def _lost(self, carried: "NDArray[np.float32]", end: Slot) -> float:
         """Return how far what a chain carried to an annotated slice is from it: 1 less the mean Dice."""
-        target, known = self._supervised(end)
-        dice = true_dice(_explained(carried).argmax(0)[known], self._channel[target[known]])
+        target = self._known.human(end)
+        known = target != IGNORE
+        dice = true_dice(_explained(carried).argmax(0)[known], target[known])
         return _LEAST_LOSS if dice is None else max(1 - dice, _LEAST_LOSS)
 
     def _chain(self, volume: str, start: int, indices: Iterator[int]) -> Iterator[tuple[int, "NDArray[np.float32]"]]:
@@ -975,9 +967,7 @@ class Flow:
         self, found: "NDArray[np.float32]", slot: Slot, before: Slot, mask: "NDArray[np.integer]"
     ) -> tuple["NDArray[np.float32]", "NDArray[np.integer]"]:
         """Return labels checked by intensity against the slice before, and the mask of the next check."""
-        checked = verified(
-            found.argmax(0), mask, self._plane(slot).numpy(), self._plane(before).numpy(), len(self._values) - 1
-        )
+        checked = verified(found.argmax(0), mask, self._plane(slot).numpy(), self._plane(before).numpy(), self._classes)
         return (np.arange(len(found))[:, None, None] == checked).astype(np.float32), checked
 
     def _with_shapes(
@@ -997,8 +987,9 @@ class Flow:
         del spacing[self.context.axis]
         height, width = spacing.values()
         pixel = (height + width) / 2
-        target = self._supervised(slot)[0]
-        found = class_distances(target, self.context.class_ids, (height, width), radius=LABEL_RADIUS_PX * pixel)
+        target = self._known.human(slot)
+        labels = np.where(target == IGNORE, np.uint8(0), target)
+        found = class_distances(labels, range(1, 1 + self._classes), (height, width), radius=LABEL_RADIUS_PX * pixel)
         shared: NDArray[np.float32] = found / np.float32(pixel)
         return shared
 
@@ -1033,11 +1024,12 @@ class Flow:
             yield Metric("held_out_dice", float(np.mean([score for score in scores if score is not None] or [0.0])), 0)
 
     def _judged(self, slot: Slot, probability: "NDArray[np.float32]", gap: Gap) -> HeldOut:
-        target, known = self._supervised(slot)
+        target = self._known.human(slot)
+        known = target != IGNORE
         assert gap.lower is not None
         assert gap.upper is not None
         distance = min(slot.index - gap.lower, gap.upper - slot.index)
-        return HeldOut(probability[:, known], self._channel[target[known]], distance)
+        return HeldOut(probability[:, known], target[known], distance)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -1082,27 +1074,12 @@ class Flow:
                     found.append(float((made - self._plane(other).to(made)).abs().mean()))
         return max(float(np.median(found)) if found else 0.0, _LEAST_RESIDUAL)
 
-    def _supervised(self, slot: Slot) -> tuple["NDArray[np.uint8]", "NDArray[np.bool_]"]:
-        found = self.context.annotation(slot.volume).supervision(SliceRef(self.context.axis, slot.index))
-        return found.target, found.known
-
     def _with_unknown(self, slot: Slot) -> "NDArray[np.float32]":
         """Return what a human painted in a slice, one plane per channel and a last one for what is not known."""
-        target, known = self._supervised(slot)
-        channels = np.where(known, self._channel[target], np.uint8(len(self._values)))
-        planes: NDArray[np.float32] = (np.arange(1 + len(self._values))[:, None, None] == channels).astype(np.float32)
+        target = self._known.human(slot)
+        channels = np.where(target == IGNORE, np.uint8(1 + self._classes), target)
+        planes: NDArray[np.float32] = (np.arange(2 + self._classes)[:, None, None] == channels).astype(np.float32)
         return planes
-
-    def _known(self, slot: Slot) -> "NDArray[np.float32]":
-        return _without_unknown(self._with_unknown(slot))
-
-    def _measure_usual_area(self) -> float:
-        areas = [
-            np.count_nonzero(self._supervised(Slot(name, index))[0])
-            for name in self.context.volumes
-            for index in self.context.annotated(name)
-        ]
-        return float(np.mean(areas))
 
 
 def verified(
