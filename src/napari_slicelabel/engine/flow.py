@@ -17,6 +17,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar, cast
@@ -532,7 +533,7 @@ class Flow:
         """Put on disk what a resume or a later run starts from; `stages` of those with a guide are done."""
         extra: dict[str, JsonValue] = {
             "painted": dict(painted),
-            "image": self._image_token(),
+            "image": self._image_token,
             "classes": list(self.context.class_ids),
             "calibration": asdict(self.calibration),
             "measured_with": self._measured_with,
@@ -550,7 +551,7 @@ class Flow:
             return None
         found = self.context.earlier()
         same = found is not None and (
-            found.extra["image"] == self._image_token() and found.extra["classes"] == list(self.context.class_ids)
+            found.extra["image"] == self._image_token and found.extra["classes"] == list(self.context.class_ids)
         )
         return found if same else None
 
@@ -593,6 +594,7 @@ class Flow:
                 if self.context.stop():
                     return
 
+    @cached_property
     def _image_token(self) -> str:
         """Return a text that changes with the images: of the first, the middle and the last slice of each volume."""
         digest = hashlib.sha256()
@@ -608,7 +610,7 @@ class Flow:
             digest.update(value.detach().cpu().numpy().tobytes())
         # a guide is a run's own
         own = str(self.context.folder) if isinstance(self.network, GuidedNetwork) else ""
-        return digest.hexdigest() + self._image_token() + own
+        return digest.hexdigest() + self._image_token + own
 
     # -- the guide ----------------------------------------------------------------------------------------------------
 
@@ -656,9 +658,8 @@ class Flow:
     def _refine(self) -> Iterator[Event]:
         yield from refine(self.context, _refinement(self.config))
 
-    def _seen(self, slot: Slot, *, guided: bool = True) -> Tensor:
+    def _seen(self, slot: Slot, plane: Tensor, *, guided: bool = True) -> Tensor:
         """Return what the network sees of a slice: intensities, and with a guide the distances of pseudo-labels."""
-        plane = self._plane(slot)
         if not isinstance(self.network, GuidedNetwork):
             return plane
         if not guided:
@@ -790,7 +791,8 @@ class Flow:
             name, start, stop = starts[number]
             if stop - start <= self.config.gap_low:
                 continue
-            run = torch.stack([self._seen(Slot(name, index)) for index in range(start, stop)])
+            slots = [Slot(name, index) for index in range(start, stop)]
+            run = torch.stack([self._seen(slot, self._plane(slot)) for slot in slots])
             budget -= run.nbytes
             runs.append(run)
             if budget < run.nbytes or len(runs) == _RUNS:
@@ -875,6 +877,8 @@ class Flow:
                     else:
                         planes.append(np.rint(carried * 255).astype(np.uint8))
                     yield index, None
+            ends = (Slot(gap.volume, lower), Slot(gap.volume, upper))
+            shapes = (self._distances(ends[0]), self._distances(ends[1])) if self.config.shapes else None
             for slot in self.context.in_view_first(Slot(gap.volume, index) for index in gap.slices):
                 number = slot.index - gap.slices.start
                 way = (slot.index - lower) / (upper - lower)
@@ -884,7 +888,10 @@ class Flow:
                     for planes, place in zip(kept, (number, len(gap.slices) - 1 - number), strict=True)
                 )
                 mixed = _explained(blend(from_lower, from_upper, share) / np.float32(255))
-                yield slot.index, self._with_shapes(mixed, gap.volume, lower, upper, way)
+                yield (
+                    slot.index,
+                    mixed if shapes is None else self._with_shapes(mixed, blend(shapes[0], shapes[1], way)),
+                )
         finally:
             for planes in kept:
                 planes.remove()
@@ -899,23 +906,25 @@ class Flow:
     def _chain(self, volume: str, start: int, indices: Iterator[int]) -> Iterator[tuple[int, "NDArray[np.float32]"]]:
         """Yield, slice by slice away from an annotated one, probabilities (classes + unknown + unexplained, h, w)."""
         anchor = Slot(volume, start)
-        painted = self._with_unknown(anchor)
+        painted, before = self._with_unknown(anchor), self._plane(anchor)
         h, w = painted.shape[1:]
         count = len(painted)
-        first = self._remembered(anchor, np.concatenate([painted, np.zeros((1, h, w), np.float32)]))
+        certain = np.concatenate([painted, np.zeros((1, h, w), np.float32)])
+        first = self._remembered(self._encoded(anchor, before), certain, before)
         recent: deque[tuple[Tensor, Tensor]] = deque([first], maxlen=max(1, self.config.references))
         permanent = [first] if self.config.anchor == "on" or not self.config.references else []
-        before, mask, skipped = anchor, painted[:-1].argmax(0), 0
+        mask, skipped = painted[:-1].argmax(0), 0
         found = painted
         for index in indices:
             slot = Slot(volume, index)
+            plane = self._plane(slot)
             memory = [*permanent, *(recent if self.config.references else ())]
             with torch.inference_mode():
-                query = self._encoded(slot)
+                query = self._encoded(slot, plane)
                 aligned = [self._aligned(query, *remembered) for remembered in memory]
                 keys, values = (torch.stack(parts)[None] for parts in zip(*aligned, strict=True))
                 carried = self.network.attend(query[None], keys, values)[0, :, :h, :w]
-                strange = self._unexplained(carried[count + 1 :], slot)
+                strange = self._unexplained(carried[count + 1 :], plane)
                 # what is carried from a place that nothing explained is not explained either
                 doubt = torch.maximum(strange, _KEPT_DOUBT * carried[count])[None].cpu().numpy()
             if self.config.damaged == "skip" and float(strange.mean()) > _DAMAGED and skipped < _MOST_SKIPPED:
@@ -925,10 +934,10 @@ class Flow:
             skipped = 0
             found = self._decided(carried[:count].cpu().numpy())
             if self.config.verify == "on":
-                found, mask = self._verified(found, slot, before, mask)
-                before = slot
+                found, mask = self._verified(found, plane, before, mask)
+                before = plane
             both = np.concatenate([found, doubt])
-            recent.append(self._remembered(slot, both))
+            recent.append(self._remembered(query, both, plane))
             yield index, both
 
     def _aligned(self, query: Tensor, features: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -941,14 +950,14 @@ class Flow:
         stride = self.network.config.stride
         return features.roll((row, column), (-2, -1)), values.roll((row * stride, column * stride), (-2, -1))
 
-    def _remembered(self, slot: Slot, labels: "NDArray[np.float32]") -> tuple[Tensor, Tensor]:
+    def _remembered(self, features: Tensor, labels: "NDArray[np.float32]", plane: Tensor) -> tuple[Tensor, Tensor]:
         """Return features, and labels above intensities, of a slice that others take them from."""
-        both = torch.cat([torch.from_numpy(labels), self._plane(slot)]).to(self.context.device)
-        return self._encoded(slot), padded_to(both, self.network.config.stride)
+        both = torch.cat([torch.from_numpy(labels), plane]).to(self.context.device)
+        return features, padded_to(both, self.network.config.stride)
 
-    def _unexplained(self, carried: Tensor, slot: Slot) -> Tensor:
+    def _unexplained(self, carried: Tensor, plane: Tensor) -> Tensor:
         """Return from 0 to 1 how far the intensities (c, h, w) carried to a slice are from its own, (h, w)."""
-        error = (carried - self._plane(slot).to(carried)).abs().mean(0, keepdim=True)
+        error = (carried - plane.to(carried)).abs().mean(0, keepdim=True)
         error = functional.avg_pool2d(error[None], 5, 1, 2, count_include_pad=False)[0, 0]
         return ((error / self._residual - _USUAL) / (_STRANGE - _USUAL)).clamp(0, 1)
 
@@ -964,21 +973,15 @@ class Flow:
         return shared
 
     def _verified(
-        self, found: "NDArray[np.float32]", slot: Slot, before: Slot, mask: "NDArray[np.integer]"
+        self, found: "NDArray[np.float32]", plane: Tensor, before: Tensor, mask: "NDArray[np.integer]"
     ) -> tuple["NDArray[np.float32]", "NDArray[np.integer]"]:
         """Return labels checked by intensity against the slice before, and the mask of the next check."""
-        checked = verified(found.argmax(0), mask, self._plane(slot).numpy(), self._plane(before).numpy(), self._classes)
+        checked = verified(found.argmax(0), mask, plane.numpy(), before.numpy(), self._classes)
         return (np.arange(len(found))[:, None, None] == checked).astype(np.float32), checked
 
-    def _with_shapes(
-        self, mixed: "NDArray[np.float32]", volume: str, lower: int, upper: int, share: float
-    ) -> "NDArray[np.float32]":
-        if not self.config.shapes:
-            return mixed
-        distances = [self._distances(Slot(volume, index)) for index in (lower, upper)]
+    def _with_shapes(self, mixed: "NDArray[np.float32]", distances: "NDArray[np.float32]") -> "NDArray[np.float32]":
         # a logit per pixel from the border
-        logits = blend(distances[0], distances[1], share)
-        powered = np.exp(logits - logits.max(0, keepdims=True))
+        powered = np.exp(distances - distances.max(0, keepdims=True))
         shared: NDArray[np.float32] = mixed + self.config.shapes * (powered / powered.sum(0, keepdims=True) - mixed)
         return shared
 
@@ -1043,17 +1046,17 @@ class Flow:
         )
         return torch.from_numpy((planes * std + mean - low) / (high - low))
 
-    def _encoded(self, slot: Slot) -> Tensor:
+    def _encoded(self, slot: Slot, plane: Tensor) -> Tensor:
         """Return the features of a slice, (64 or 128, h / stride, w / stride); the last ones stay in memory."""
         key = (self._token, self.context.axis, slot.volume, slot.index)
         if key not in _FEATURES:
             with torch.inference_mode():
-                seen = self._seen(slot, guided=self.config.guide_carry == "on")
-                plane = padded_to(seen, self.network.config.stride)
-                _FEATURES[key] = _encoded_in_tiles(self.network, plane.to(self.context.device))
-            total = sum(features.nbytes for features in _FEATURES.values())
-            while total > self.config.cache_mb * 2**20 and len(_FEATURES) > 1:
-                total -= _FEATURES.popitem(last=False)[1].nbytes
+                seen = self._seen(slot, plane, guided=self.config.guide_carry == "on")
+                padded = padded_to(seen, self.network.config.stride)
+                _FEATURES[key] = _encoded_in_tiles(self.network, padded.to(self.context.device))
+                total = sum(features.nbytes for features in _FEATURES.values())
+                while total > self.config.cache_mb * 2**20 and len(_FEATURES) > 1:
+                    total -= _FEATURES.popitem(last=False)[1].nbytes
         _FEATURES.move_to_end(key)
         return _FEATURES[key].float()
 
@@ -1064,14 +1067,14 @@ class Flow:
             for piece in self.context.pieces(name):
                 pairs = piece.slices[:-1]
                 for index in pairs[:: max(1, -(-len(pairs) // _MOST_MEASURED))]:
-                    slot, other = Slot(name, index), Slot(name, index + 1)
-                    plane = self._plane(slot)
-                    values = padded_to(plane.to(self.context.device), self.network.config.stride)
+                    slots = Slot(name, index), Slot(name, index + 1)
+                    here, there = (self._plane(slot) for slot in slots)
+                    keys, query = (self._encoded(slot, plane) for slot, plane in zip(slots, (here, there), strict=True))
+                    values = padded_to(here.to(self.context.device), self.network.config.stride)
                     with torch.inference_mode():
-                        made = self.network.attend(
-                            self._encoded(other)[None], self._encoded(slot)[None, None], values[None, None]
-                        )[0, :, : plane.shape[1], : plane.shape[2]]
-                    found.append(float((made - self._plane(other).to(made)).abs().mean()))
+                        made = self.network.attend(query[None], keys[None, None], values[None, None])[0]
+                    made = made[:, : here.shape[1], : here.shape[2]]
+                    found.append(float((made - there.to(made)).abs().mean()))
         return max(float(np.median(found)) if found else 0.0, _LEAST_RESIDUAL)
 
     def _with_unknown(self, slot: Slot) -> "NDArray[np.float32]":
