@@ -39,6 +39,7 @@ ARMS: dict[str, tuple[str, dict[str, object]]] = {
     "self-label": ("self-label", {"transfer_iterations": 0}),
     "flow": ("flow", {}),
     "gradual-3d": ("gradual-3d", {}),
+    "self-train": ("self-train", {}),
 }
 
 
