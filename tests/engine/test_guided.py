@@ -106,7 +106,7 @@ def test_it_learns_from_the_guide_what_the_image_does_not_say() -> None:
         both = torch.cat([torch.rand(bright.shape), guide.unflatten(0, (4, 2))], 2)
         if not guided:
             both = without_some_guides(both, 1, 1.0, rng)
-        return reconstruction_loss(network, bright[:, 0], bright[:, 1:], both)
+        return reconstruction_loss(network, bright, both)
 
     for _ in range(60):
         optimizer.zero_grad()

@@ -236,29 +236,30 @@ def estimate_noise(image: Tensor) -> float:
     return max(1e-6, 1.4826 * float(laplacian.abs().median()) / math.sqrt(20))
 
 
-def reconstruction_loss(network: CorrespondenceNetwork, target: Tensor, sources: Tensor, seen: Tensor) -> Tensor:
-    """Return how badly slices are put together from others: the loss of S4, smooth L1 of intensities.
+def reconstruction_loss(network: CorrespondenceNetwork, slices: Tensor, seen: Tensor) -> Tensor:
+    """Return how badly a slice is put together from another: the loss of S4, smooth L1 of intensities.
 
     Parameters
     ----------
     network : CorrespondenceNetwork
         Trained by it.
-    target : Tensor of shape (b, c, h, w)
-        Slices to put together.
-    sources : Tensor of shape (b, n, c, h, w)
-        From these.
-    seen : Tensor of shape (b, 1 + n, c, h, w)
-        What the network sees of target and sources: contrast changed, so that it has to compare structures.
+    slices : Tensor of shape (b, n, c, h, w)
+        The first is put together from the second, which with n > 2 was itself put together from the third, and so on:
+        what labels go through when they are carried.
+    seen : Tensor of shape (b, n, c', h, w)
+        What the network sees of them: contrast changed, so that it has to compare structures.
 
     Returns
     -------
     Tensor
         A scalar.
     """
-    b, n = sources.shape[:2]
-    features = network.features(seen.flatten(0, 1)).unflatten(0, (b, 1 + n))
-    made = network.attend(features[:, 0], features[:, 1:], sources)
-    return functional.smooth_l1_loss(made * _BYTES, target * _BYTES)
+    b, n = slices.shape[:2]
+    features = network.features(seen.flatten(0, 1)).unflatten(0, (b, n))
+    made = slices[:, -1]
+    for number in reversed(range(n - 1)):
+        made = network.attend(features[:, number], features[:, number + 1 : number + 2], made[:, None])
+    return functional.smooth_l1_loss(made * _BYTES, slices[:, 0] * _BYTES)
 
 
 def misalignment(query: Tensor, key: Tensor, *, gain: float = 0.05) -> tuple[int, int]:

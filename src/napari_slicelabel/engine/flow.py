@@ -187,6 +187,14 @@ class FlowConfig(MethodConfig):
         1, ge=1, le=64, json_schema_extra={"step": 1}, description="Least distance of slices to train on, in slices."
     )
     gap_high: int = Field(4, ge=1, le=64, json_schema_extra={"step": 1}, description="And the largest.")
+    sampling: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        json_schema_extra={"step": 0.05},
+        description="Scheduled sampling: share of the steps in which a slice is put together from one that was itself"
+        " put together; it grows from 0 to this at the end of training.",
+    )
     learning_rate: float = Field(
         1e-3, ge=1e-6, le=1.0, json_schema_extra={"step": 1e-6}, description="Of Adam, constant."
     )
@@ -758,13 +766,14 @@ class Flow:
         runs = self._runs()
         if not runs:
             return
+        chains = min(len(run) for run in runs) > 2 * self.config.gap_low
         optimizer = torch.optim.AdamW(
             self.network.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay
         )
         self.network.train()
         for number in range(1, steps + 1):
-            target, source, seen = self._pairs(runs)
-            loss = reconstruction_loss(self.network, target, source, seen)
+            slices, seen = self._crops(runs, 3 if chains and self._draws(self.config.sampling * number / steps) else 2)
+            loss = reconstruction_loss(self.network, slices, seen)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -774,6 +783,9 @@ class Flow:
                 yield Metric("loss", check_loss(float(loss.detach())), number)
             if self.context.stop():
                 return
+
+    def _draws(self, share: float) -> bool:
+        return share > 0 and self.context.rng.random() < share
 
     def _runs(self) -> list[Tensor]:
         """Return some runs of consecutive slices, (n, c, h, w), as many as a fixed memory holds."""
@@ -799,41 +811,44 @@ class Flow:
                 break
         return runs
 
-    def _pairs(self, runs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return crops to put together, crops to do so from, and both as the network sees them."""
+    def _crops(self, runs: Sequence[Tensor], count: int) -> tuple[Tensor, Tensor]:
+        """Return the same crop of `count` slices one behind the other, and what the network sees of them."""
         rng, config = self.context.rng, self.config
         stride = self.network.config.stride
         smallest = [min(run.shape[axis] for run in runs) for axis in (-2, -1)]
         size = [max(stride, min(config.crop_px, n) // stride * stride) for n in smallest]
-        targets, sources = [], []
+        batch = []
         for _ in range(config.batch):
             run = runs[int(rng.integers(len(runs)))]
-            gap = int(rng.integers(config.gap_low, min(config.gap_high, len(run) - 1) + 1))
-            first = int(rng.integers(len(run) - gap))
-            pair = [first, first + gap] if rng.random() < 0.5 else [first + gap, first]
+            places = self._places(len(run), count)
             y, x = (int(rng.integers(run.shape[axis] - n + 1)) for axis, n in zip((-2, -1), size, strict=True))
-            crops = run[pair, :, y : y + size[0], x : x + size[1]]
+            crops = run[places, :, y : y + size[0], x : x + size[1]]
             turns, mirrored = int(rng.integers(4)) if size[0] == size[1] else 0, bool(rng.integers(2))
-            crops = torch.rot90(crops.flip(-1) if mirrored else crops, turns, (-2, -1))
-            targets.append(crops[0])
-            sources.append(crops[1])
-        target, source = (padded_to(torch.stack(crops), stride) for crops in (targets, sources))
-        both = torch.stack([target, source], 1)
+            batch.append(torch.rot90(crops.flip(-1) if mirrored else crops, turns, (-2, -1)))
+        both = torch.stack([padded_to(crops, stride) for crops in batch])
         channels = self.network.config.image_channels
-        target, source = target[:, :channels], source[:, :channels]
+        slices, guides = both[:, :, :channels], both[:, :, channels:]
+        seen = slices
         if config.contrast == "on":
             gamma, gain = (
-                torch.from_numpy(rng.uniform(low, high, (config.batch, 2, 1, 1, 1)).astype(np.float32))
+                torch.from_numpy(rng.uniform(low, high, (config.batch, count, 1, 1, 1)).astype(np.float32))
                 for low, high in ((0.7, 1.4), (0.8, 1.2))
             )
-            varied = gain * both[:, :, :channels].clamp_min(1e-3) ** gamma
-            both_seen = torch.cat([varied, both[:, :, channels:]], 2)
-        else:
-            both_seen = both
-        if both.shape[2] > channels:
-            both_seen = without_some_guides(both_seen, channels, config.guide_dropout, rng)
+            seen = gain * slices.clamp_min(1e-3) ** gamma
+        if guides.shape[2]:
+            seen = without_some_guides(torch.cat([seen, guides], 2), channels, config.guide_dropout, rng)
         device = self.context.device
-        return target.to(device), source[:, None].to(device), both_seen.to(device)
+        return slices.to(device), seen.to(device)
+
+    def _places(self, length: int, count: int) -> list[int]:
+        """Return places in a run of slices, one behind the other in either direction, as far apart as in training."""
+        rng, low, high = self.context.rng, self.config.gap_low, self.config.gap_high
+        gaps: list[int] = []
+        for later in reversed(range(count - 1)):
+            gaps.append(int(rng.integers(low, min(high, length - 1 - sum(gaps) - low * later) + 1)))
+        first = int(rng.integers(length - sum(gaps)))
+        places = [first + sum(gaps[:number]) for number in range(count)]
+        return places if rng.random() < 0.5 else places[::-1]
 
     # -- carrying labels ----------------------------------------------------------------------------------------------
 
