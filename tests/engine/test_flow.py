@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from napari_slicelabel.data.boxes import SliceRef
+from napari_slicelabel.data.files import storage_errors
 from napari_slicelabel.data.project import Project
+from napari_slicelabel.engine import flow
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.context import run_store
 from napari_slicelabel.engine.events import Progress, SliceDone
-from napari_slicelabel.engine.flow import _Planes, _share_of_upper
 from napari_slicelabel.engine.run import run
+from napari_slicelabel.engine.scratch import Scratch
 from napari_slicelabel.errors import StorageError
 
 if TYPE_CHECKING:
@@ -53,38 +53,19 @@ def test_it_is_not_sure_of_what_nobody_painted(project: Project, tiny_stack: Sam
     assert (sure[:, 32:] <= 255 // 3 + 1).all()
 
 
-def test_scratch_planes_come_back(tmp_path: Path) -> None:
-    planes = np.random.default_rng(0).integers(0, 256, (3, 2, 5, 7), np.uint8)
-    kept = _Planes(tmp_path / "kept", (2, 5, 7))
-    for plane in planes:
-        kept.append(plane)
-    for number in (2, 0, 1):
-        np.testing.assert_array_equal(kept.read(number), planes[number])
-    kept.remove()
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_full_disk_between_two_annotated_slices(painted: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_between_two_annotated_slices(
+    painted: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """One clear error, what was written stays, nothing else is left behind, and the run goes on once there is room."""
 
-    class Full:
-        def __init__(self, file: object) -> None:
-            self._file = file
-
-        def write(self, _data: bytes) -> int:
+    def full(self: Scratch, *_: object) -> None:
+        assert self.on_disk
+        with storage_errors(tmp_path):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        def __getattr__(self, name: str) -> object:
-            return getattr(self._file, name)
-
-    made = _Planes.__init__
-
-    def full(self: _Planes, path: Path, shape: tuple[int, ...]) -> None:
-        made(self, path, shape)
-        self._file = Full(self._file)  # type: ignore[assignment]
-
     with monkeypatch.context() as patch:
-        patch.setattr(_Planes, "__init__", full)
+        patch.setattr(flow, "_GAP_BYTES", 0)
+        patch.setattr(Scratch, "write", full)
         with pytest.raises(StorageError, match="the disk is full"):
             list(run(painted, build_config("flow", TINY)))
     folder = painted.run_folder(painted.run_ids()[-1])
@@ -227,12 +208,3 @@ def test_what_no_neighbour_explains_is_in_doubt(tmp_path: Path) -> None:
     new, old = confidence(project, 5)[5:11, 37:45], confidence(project, 5)[36:46, 4:12]
     assert new.mean() < 200
     assert old.mean() > 245
-
-
-@given(way=st.floats(0.01, 0.99), lost=st.tuples(st.floats(0.02, 1), st.floats(0.02, 1)))
-def test_the_side_that_lost_more_counts_less(way: float, lost: tuple[float, float]) -> None:
-    share = _share_of_upper(way, *lost)
-    assert 0 < share < 1
-    assert share == pytest.approx(1 - _share_of_upper(1 - way, *reversed(lost)))
-    assert (share >= way - 1e-9) == (lost[0] >= lost[1]) or share == pytest.approx(way)
-    assert _share_of_upper(way, 0.3, 0.3) == pytest.approx(way)

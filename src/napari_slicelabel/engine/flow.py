@@ -1,38 +1,39 @@
 """Correspondence flow (S4): labels are carried from annotated slices along what the slices themselves look like.
 
 Preset ``sli2vol`` after Yeung et al., MICCAI 2021 (released code: pakheiyeung/Sli2Vol). Ours, preset ``default``: every
-annotated slice is an anchor, soft labels are carried from both sides, and the two are weighed by distance and by how
-well each side meets the annotated slice at its other end. Damaged slices are stepped over, and a correction costs no
-more than the gaps that it touches.
+annotated slice is an anchor, soft labels are carried from both sides, and the two are weighed by distance, by how well
+each side meets the annotated slice at its other end, and pixel by pixel by whether the ways there and back agree.
+Damaged slices are stepped over, and a correction costs no more than the gaps that it touches.
 
 Preset ``sli2vol+`` after An et al., 2025: what was carried once is refined by a 3D network, and guides a second
 correspondence network (`engine.guided`, `engine.refinement`).
 """
 
-# No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
 import hashlib
 import math
-import os
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
-from pydantic import Field, JsonValue
-from scipy.ndimage import binary_closing, binary_dilation, binary_fill_holes
 from torch import Tensor
 from torch.nn import functional
 
 from napari_slicelabel.data.boxes import AXES, SliceRef
-from napari_slicelabel.data.files import storage_errors
+from napari_slicelabel.engine.carried import (
+    KEPT_DOUBT,
+    Carried,
+    mixed,
+    share_of_upper,
+    verified,
+    without_unknown,
+)
 from napari_slicelabel.engine.confidence import Calibration, HeldOut, calibrate, label, true_dice
-from napari_slicelabel.engine.config import MethodConfig
 from napari_slicelabel.engine.context import Slot, run_store
 from napari_slicelabel.engine.correspondence import (
     CorrespondenceConfig,
@@ -45,6 +46,7 @@ from napari_slicelabel.engine.correspondence import (
 from napari_slicelabel.engine.earlier import EarlierRun
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
 from napari_slicelabel.engine.fit import check_loss
+from napari_slicelabel.engine.flow_config import FlowConfig
 from napari_slicelabel.engine.flow_model import describe, fitting_weights, model_folder
 from napari_slicelabel.engine.guided import (
     GuidedConfig,
@@ -62,11 +64,13 @@ from napari_slicelabel.engine.planes import PlaneReader
 from napari_slicelabel.engine.predict import Band
 from napari_slicelabel.engine.refinement import refine, refined_store, refinement_config, refinement_work
 from napari_slicelabel.engine.regions import Known
+from napari_slicelabel.engine.scratch import Scratch
 from napari_slicelabel.engine.volume_learning import VolumeLearningConfig
 from napari_slicelabel.engine.work import Stack, Work
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from pydantic import JsonValue
 
     from napari_slicelabel.engine.context import RunContext
 
@@ -82,226 +86,18 @@ _METRIC_EVERY = 10
 _RUNS = 24
 _TILE_PX = 1024
 _OVERLAP_PX = 32
-_LEAST_SHARE = 1e-4
+# Of what either side of a gap brings to its slices, in memory.
+_GAP_BYTES = 128 * 2**20
 # A chain that meets its other end as well as this is not trusted more; of the intensity range.
 _LEAST_LOSS, _LEAST_RESIDUAL = 0.02, 1e-4
 # Errors of carried intensities, in units of what is usual: up to the first all is well, from the second on a pixel is
-# not explained at all, which leaves its label that much doubt.
-_USUAL, _STRANGE, _MOST_DOUBT = 3.0, 9.0, 0.8
-# From slice to slice.
-_KEPT_DOUBT = 0.95
+# not explained at all.
+_USUAL, _STRANGE = 3.0, 9.0
 # A slice is damaged where so much of it is not explained; not more than so many in a row are.
 _DAMAGED, _MOST_SKIPPED = 0.3, 2
 _MOST_MEASURED = 8
 # Of 1e6 pixels at stride 1 on two CPU cores: a training step, and a slice that is encoded and carried to.
 _TRAIN_S, _CARRY_S = 6.0, 4.0
-
-
-class FlowConfig(MethodConfig):
-    """Parameters of `propagate`."""
-
-    PRESETS: ClassVar = {
-        "default": {},
-        "sli2vol": {
-            "encoder": "resnet",
-            "profile": "edges",
-            "stride": "1",
-            "iterations": 400,
-            "batch": 5,
-            "crop_px": 256,
-            "gap_low": 2,
-            "gap_high": 4,
-            "learning_rate": 1e-4,
-            "contrast": "off",
-            "masks": "hard",
-            "sides": "nearest",
-            "references": 1,
-            "anchor": "off",
-            "shapes": 0.0,
-            "align": "off",
-            "damaged": "keep",
-            "verify": "on",
-            "calibrate": "off",
-        },
-        "sli2vol+": {
-            "encoder": "resnet",
-            "profile": "gradients",
-            "stride": "1",
-            "iterations": 400,
-            "batch": 5,
-            "crop_px": 256,
-            "gap_low": 2,
-            "gap_high": 4,
-            "learning_rate": 1e-4,
-            "weight_decay": 0.005,
-            "contrast": "off",
-            "masks": "hard",
-            "sides": "nearest",
-            "references": 1,
-            "anchor": "off",
-            "shapes": 0.0,
-            "verify": "on",
-            "calibrate": "off",
-            "align": "off",
-            "damaged": "keep",
-            "guide": "refined",
-            "guide_iterations": 400,
-            "refine_iterations": 300,
-        },
-    }
-    SIMPLE: ClassVar = ("iterations", "axis", "range", "device")
-
-    encoder: Literal["compact", "resnet"] = Field("compact", description="resnet is that of the paper, at full size.")
-    profile: Literal["gradients", "edges"] = Field(
-        "gradients", description="What the network sees: second differences and intensity, or the edges of the paper."
-    )
-    stride: Literal["auto", "1", "2", "4"] = Field(
-        "auto",
-        description="Pixels per feature; auto: 1 for slices of up to 128 x 128 pixels, 2 up to 320 x 320, 4 beyond.",
-    )
-    radius: int = Field(
-        6, ge=1, le=32, json_schema_extra={"step": 1}, description="How far a place is looked for, in features."
-    )
-    reach: float = Field(
-        2.5,
-        ge=0.1,
-        le=100.0,
-        json_schema_extra={"step": 0.5},
-        description="How far things move from one slice to the next, in distances between slices (standard deviation).",
-    )
-    soften: float = Field(
-        2.0,
-        ge=1.0,
-        le=10.0,
-        json_schema_extra={"step": 0.25},
-        description="How much less labels trust in likeness than intensities do in training.",
-    )
-    iterations: int = Field(
-        60, ge=0, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps on the unlabelled slices."
-    )
-    batch: int = Field(4, ge=1, le=512, json_schema_extra={"step": 1}, description="Pairs of crops per step.")
-    crop_px: int = Field(
-        96, ge=32, le=1024, multiple_of=16, json_schema_extra={"step": 16}, description="Largest crop to train on."
-    )
-    gap_low: int = Field(
-        1, ge=1, le=64, json_schema_extra={"step": 1}, description="Least distance of slices to train on, in slices."
-    )
-    gap_high: int = Field(4, ge=1, le=64, json_schema_extra={"step": 1}, description="And the largest.")
-    sampling: float = Field(
-        0.0,
-        ge=0.0,
-        le=1.0,
-        json_schema_extra={"step": 0.05},
-        description="Scheduled sampling: share of the steps in which a slice is put together from one that was itself"
-        " put together; it grows from 0 to this at the end of training.",
-    )
-    learning_rate: float = Field(
-        1e-3, ge=1e-6, le=1.0, json_schema_extra={"step": 1e-6}, description="Of Adam, constant."
-    )
-    weight_decay: float = Field(
-        0.0, ge=0.0, le=1.0, json_schema_extra={"step": 0.001}, description="More than 0 makes it AdamW."
-    )
-    contrast: Literal["on", "off"] = Field("on", description="Vary the contrast of what the network is trained on.")
-    references: int = Field(
-        1, ge=0, le=8, json_schema_extra={"step": 1}, description="Labelled neighbours that a slice takes labels from."
-    )
-    anchor: Literal["on", "off"] = Field(
-        "off", description="Whether a slice also takes labels from the annotated slice itself."
-    )
-    masks: Literal["soft", "hard"] = Field("soft", description="Whether probabilities are carried, or decisions.")
-    sharpen: float = Field(
-        1.0, ge=0.1, le=1.0, json_schema_extra={"step": 0.05}, description="Temperature of soft labels at every slice."
-    )
-    sides: Literal["both", "nearest"] = Field(
-        "both", description="Whether labels come from the annotated slices on both sides, or from the nearer one."
-    )
-    shapes: float = Field(
-        0.2, ge=0.0, le=1.0, json_schema_extra={"step": 0.05}, description="Share of interpolated shapes in the result."
-    )
-    verify: Literal["on", "off"] = Field(
-        "off",
-        description="Check of the paper: a pixel keeps its label where its intensity is that of the object before.",
-    )
-    calibrate: Literal["auto", "off"] = Field(
-        "auto", description="Calibrate confidence on annotated slices that are held out, where there are at least 3."
-    )
-    align: Literal["on", "off"] = Field(
-        "on", description="Whether a slice that lies elsewhere as a whole is shifted back before it is compared."
-    )
-    damaged: Literal["skip", "keep"] = Field(
-        "skip",
-        description="What to do with a slice that nothing before it explains: skip takes its labels from around it.",
-    )
-    reuse: Literal["on", "off"] = Field(
-        "on",
-        description="Take over from the last run of the same kind what still holds: the network, and all gaps whose"
-        " annotated slices are as they were.",
-    )
-    guide: Literal["off", "pseudo", "refined"] = Field(
-        "off",
-        description="Carry labels twice: the second time slices are compared by what the first time gave, too; refined:"
-        " after a 3D network has learned from it.",
-    )
-    guide_iterations: int = Field(
-        100,
-        ge=1,
-        le=1_000_000,
-        json_schema_extra={"step": 50},
-        description="Training steps of the network that is guided; it begins with what was learned of the image.",
-    )
-    guide_dropout: float = Field(
-        0.5,
-        ge=0.0,
-        le=1.0,
-        json_schema_extra={"step": 0.05},
-        description="Share of the crops without a guide, by which the network learns to do without.",
-    )
-    guide_carry: Literal["on", "off"] = Field(
-        "on", description="Whether labels are carried with the guide; off: it has only taught, as in the paper."
-    )
-    refine_iterations: int = Field(
-        150, ge=1, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps of the 3D network."
-    )
-    refine_width: int = Field(
-        16, ge=4, le=64, multiple_of=4, json_schema_extra={"step": 4}, description="Channels of its first level."
-    )
-    model: str = Field(
-        "",
-        description="Run id, or folder `model` of a run, whose correspondence network is used as it is; empty: train.",
-    )
-    cache_mb: int = Field(
-        512, ge=16, le=1_000_000, json_schema_extra={"step": 16}, description="Memory for features, in MiB."
-    )
-
-
-class _Planes:
-    """Planes of one shape in a scratch file, written one after the other and read in any order."""
-
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self._path = path
-        self._shape = shape
-        with storage_errors(path):
-            self._file = path.open("w+b")
-
-    def append(self, plane: "NDArray[np.uint8]") -> None:
-        """Write a plane behind the last one; raises StorageError where the disk is full."""
-        with storage_errors(self._path):
-            self._file.seek(0, os.SEEK_END)
-            self._file.write(plane.tobytes())
-
-    def read(self, number: int) -> "NDArray[np.uint8]":
-        """Return plane `number`."""
-        size = math.prod(self._shape)
-        with storage_errors(self._path, "read"):
-            self._file.seek(number * size)
-            return np.frombuffer(self._file.read(size), np.uint8).reshape(self._shape)
-
-    def remove(self) -> None:
-        """Close the file and delete it."""
-        # closing writes what is buffered, for which there may be no room
-        with suppress(OSError):
-            self._file.close()
-        self._path.unlink(missing_ok=True)
 
 
 class Gap(NamedTuple):
@@ -684,7 +480,7 @@ class Flow:
     def _fill(self, done: frozenset[Slot]) -> Iterator[Event]:
         for slot in self._known.human_slots():
             if slot not in done:
-                yield self._write(slot, _without_unknown(self._with_unknown(slot)))
+                yield self._write(slot, without_unknown(self._with_unknown(slot)))
                 if self.context.stop():
                     return
         todo = {
@@ -859,7 +655,7 @@ class Flow:
             start, indices = (upper, reversed(gap.slices)) if lower is None else (lower, iter(gap.slices))
             assert start is not None
             for index, carried in self._chain(gap.volume, start, indices):
-                yield index, _explained(carried)
+                yield index, carried.explained()
         elif self.config.sides == "nearest":
             middle = (lower + upper) / 2
             for end, near in (
@@ -867,7 +663,7 @@ class Flow:
                 (upper, [index for index in reversed(gap.slices) if index > middle]),
             ):
                 for index, carried in self._chain(gap.volume, end, iter(near)):
-                    yield index, _explained(carried)
+                    yield index, carried.explained()
         else:
             yield from self._from_both(gap, lower, upper)
 
@@ -877,59 +673,51 @@ class Flow:
             (lower, upper, [*gap.slices, upper]),
             (upper, lower, [*reversed(gap.slices), lower]),
         )
-        paths = [self.context.folder / f".flow.{gap.volume}.{end}.part.bin" for end in ("lower", "upper")]
-        # one gap's labels from either side: on disk, so that a gap may be as long as it likes; no memory map, which
-        # kills the process where the disk is full
-        kept: list[_Planes] = []
+        count, planes = len(gap.slices), 5 + self._classes
+        arrived: list[NDArray[np.float32]] = []
         lost: list[float] = []
-        try:
-            for path, (start, end, indices) in zip(paths, ways, strict=True):
-                planes = _Planes(path, (3 + self._classes, height, width))
-                kept.append(planes)
+        with ExitStack() as stack:
+            # one gap's labels from either side: on disk where it is long
+            kept = [
+                stack.enter_context(Scratch(path, (count, planes, height, width), np.uint8, most_in_memory=_GAP_BYTES))
+                for path in (self.context.folder / f".flow.{gap.volume}.{end}.part.zarr" for end in ("lower", "upper"))
+            ]
+            for scratch, (start, end, indices) in zip(kept, ways, strict=True):
                 for index, carried in self._chain(gap.volume, start, iter(indices)):
                     if index == end:
                         lost.append(self._lost(carried, Slot(gap.volume, end)))
+                        arrived.append(carried.origin)
                     else:
-                        planes.append(np.rint(carried * 255).astype(np.uint8))
+                        scratch.write(index - gap.slices.start, carried.packed())
                     yield index, None
             ends = (Slot(gap.volume, lower), Slot(gap.volume, upper))
             shapes = (self._distances(ends[0]), self._distances(ends[1])) if self.config.shapes else None
             for slot in self.context.in_view_first(Slot(gap.volume, index) for index in gap.slices):
-                number = slot.index - gap.slices.start
+                below, above = (Carried.unpacked(scratch.read(slot.index - gap.slices.start)) for scratch in kept)
                 way = (slot.index - lower) / (upper - lower)
-                share = _share_of_upper(way, lost[0], lost[1])
-                from_lower, from_upper = (
-                    planes.read(place).astype(np.float32)
-                    for planes, place in zip(kept, (number, len(gap.slices) - 1 - number), strict=True)
-                )
-                mixed = _explained(blend(from_lower, from_upper, share) / np.float32(255))
-                yield (
-                    slot.index,
-                    mixed if shapes is None else self._with_shapes(mixed, blend(shapes[0], shapes[1], way)),
-                )
-        finally:
-            for planes in kept:
-                planes.remove()
+                found = mixed(below, above, arrived, share_of_upper(way, lost[0], lost[1]))
+                if shapes is not None:
+                    found = self._with_shapes(found, blend(shapes[0], shapes[1], way))
+                yield slot.index, found
 
-    def _lost(self, carried: "NDArray[np.float32]", end: Slot) -> float:
+    def _lost(self, carried: Carried, end: Slot) -> float:
         """Return how far what a chain carried to an annotated slice is from it: 1 less the mean Dice."""
         target = self._known.human(end)
         known = target != IGNORE
-        dice = true_dice(_explained(carried).argmax(0)[known], target[known])
+        dice = true_dice(carried.explained().argmax(0)[known], target[known])
         return _LEAST_LOSS if dice is None else max(1 - dice, _LEAST_LOSS)
 
-    def _chain(self, volume: str, start: int, indices: Iterator[int]) -> Iterator[tuple[int, "NDArray[np.float32]"]]:
-        """Yield, slice by slice away from an annotated one, probabilities (classes + unknown + unexplained, h, w)."""
+    def _chain(self, volume: str, start: int, indices: Iterator[int]) -> Iterator[tuple[int, Carried]]:
+        """Yield what is carried to slice by slice away from an annotated one."""
         anchor = Slot(volume, start)
         painted, before = self._with_unknown(anchor), self._plane(anchor)
         h, w = painted.shape[1:]
         count = len(painted)
-        certain = np.concatenate([painted, np.zeros((1, h, w), np.float32)])
-        first = self._remembered(self._encoded(anchor, before), certain, before)
+        last = Carried.start(painted)
+        first = self._remembered(self._encoded(anchor, before), last, before)
         recent: deque[tuple[Tensor, Tensor]] = deque([first], maxlen=max(1, self.config.references))
         permanent = [first] if self.config.anchor == "on" or not self.config.references else []
         mask, skipped = painted[:-1].argmax(0), 0
-        found = painted
         for index in indices:
             slot = Slot(volume, index)
             plane = self._plane(slot)
@@ -939,21 +727,21 @@ class Flow:
                 aligned = [self._aligned(query, *remembered) for remembered in memory]
                 keys, values = (torch.stack(parts)[None] for parts in zip(*aligned, strict=True))
                 carried = self.network.attend(query[None], keys, values)[0, :, :h, :w]
-                strange = self._unexplained(carried[count + 1 :], plane)
+                strange = self._unexplained(carried[count + 3 :], plane)
                 # what is carried from a place that nothing explained is not explained either
-                doubt = torch.maximum(strange, _KEPT_DOUBT * carried[count])[None].cpu().numpy()
+                doubt = torch.maximum(strange, KEPT_DOUBT * carried[count]).cpu().numpy()
             if self.config.damaged == "skip" and float(strange.mean()) > _DAMAGED and skipped < _MOST_SKIPPED:
                 skipped += 1
-                yield index, np.concatenate([found, np.ones((1, h, w), np.float32)])
+                yield index, last._replace(doubt=np.ones((h, w), np.float32))
                 continue
             skipped = 0
             found = self._decided(carried[:count].cpu().numpy())
             if self.config.verify == "on":
                 found, mask = self._verified(found, plane, before, mask)
                 before = plane
-            both = np.concatenate([found, doubt])
-            recent.append(self._remembered(query, both, plane))
-            yield index, both
+            last = Carried(found, doubt, carried[count + 1 : count + 3].cpu().numpy())
+            recent.append(self._remembered(query, last, plane))
+            yield index, last
 
     def _aligned(self, query: Tensor, features: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return features and values of a slice rolled to where a slice lies that was cut or scanned elsewhere."""
@@ -965,9 +753,9 @@ class Flow:
         stride = self.network.config.stride
         return features.roll((row, column), (-2, -1)), values.roll((row * stride, column * stride), (-2, -1))
 
-    def _remembered(self, features: Tensor, labels: "NDArray[np.float32]", plane: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features, and labels above intensities, of a slice that others take them from."""
-        both = torch.cat([torch.from_numpy(labels), plane]).to(self.context.device)
+    def _remembered(self, features: Tensor, carried: Carried, plane: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features, and what is carried above intensities, of a slice that others take them from."""
+        both = torch.cat([torch.from_numpy(carried.planes()), plane]).to(self.context.device)
         return features, padded_to(both, self.network.config.stride)
 
     def _unexplained(self, carried: Tensor, plane: Tensor) -> Tensor:
@@ -1100,77 +888,11 @@ class Flow:
         return planes
 
 
-def verified(
-    found: "NDArray[np.integer]",
-    mask: "NDArray[np.integer]",
-    image: "NDArray[np.float32]",
-    before: "NDArray[np.float32]",
-    classes: int,
-) -> "NDArray[np.uint8]":
-    """Return carried labels without the pixels that look like the surroundings (the verification module of Sli2Vol).
-
-    Parameters
-    ----------
-    found : ndarray of shape (h, w), int
-        Carried labels, 0 = background.
-    mask : ndarray of shape (h, w), int
-        Labels of the slice before.
-    image, before : ndarray of shape (c, h, w), float32
-        Intensities of this slice and of the one before.
-    classes : int
-        How many there are.
-
-    Returns
-    -------
-    ndarray of shape (h, w), uint8
-        Of every class the pixels whose intensity is nearer to the mean in `mask` than to the mean in a ring of 5 pixels
-        around it; then holes are filled, and gaps of up to 4 pixels closed. As in the released code.
-    """
-    checked = np.zeros(found.shape, np.uint8)
-    for value in range(1, classes + 1):
-        inside = mask == value
-        ring = binary_dilation(inside, iterations=5) & ~inside
-        if not inside.any() or not ring.any():
-            checked[found == value] = value
-            continue
-        within, around = (
-            np.square(image - before[:, region].mean(1)[:, None, None]).sum(0) for region in (inside, ring)
-        )
-        kept = binary_fill_holes((within < around) & (found == value))
-        kept = binary_fill_holes(binary_closing(kept, iterations=2))
-        checked[kept] = value
-    return checked
-
-
 def _same(gap: Gap, before: Mapping[str, str], painted: Mapping[str, str]) -> bool:
     """Return whether the annotated slices around a gap are the same, and as they were."""
     names = [f"{gap.volume} {end}" for end in (gap.lower, gap.upper) if end is not None]
     inside = any(f"{gap.volume} {index}" in before for index in gap.slices)
     return not inside and all(before.get(name) == painted[name] for name in names)
-
-
-def _without_unknown(probability: "NDArray[np.float32]") -> "NDArray[np.float32]":
-    """Return class probabilities that sum to 1; all alike where nothing at all is known."""
-    known = np.maximum(probability[:-1], 0) + np.float32(_LEAST_SHARE)
-    shared: NDArray[np.float32] = known / known.sum(0, keepdims=True)
-    return shared
-
-
-def _explained(carried: "NDArray[np.float32]") -> "NDArray[np.float32]":
-    """Return class probabilities from what a chain carries: the less a pixel is explained, the more they are alike."""
-    known = _without_unknown(carried[:-1])
-    doubt = np.float32(_MOST_DOUBT) * carried[-1]
-    doubted: NDArray[np.float32] = known + doubt * (np.float32(1 / len(known)) - known)
-    return doubted
-
-
-def _share_of_upper(way: float, lost_by_lower: float, lost_by_upper: float) -> float:
-    """Return the weight of the chain from above at a share of the way up: the inverse of what it has lost so far.
-
-    A chain is taken to lose evenly on its way; with equal losses that is the share of the way.
-    """
-    lower, upper = lost_by_lower * way, lost_by_upper * (1 - way)
-    return lower / (lower + upper)
 
 
 def _encoded_in_tiles(network: CorrespondenceNetwork, plane: Tensor) -> Tensor:

@@ -31,7 +31,8 @@ from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
 from napari_slicelabel.engine.fit import FitConfig, Trainer, check_loss
-from napari_slicelabel.engine.flow import FlowConfig, between
+from napari_slicelabel.engine.flow import between
+from napari_slicelabel.engine.flow_config import FlowConfig
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.networks import ANDERSON, OUTPUT_STRIDE, PLAIN, NetworkConfig, SliceNetwork, describe
 from napari_slicelabel.engine.planes import PlaneReader
