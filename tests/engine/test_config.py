@@ -99,3 +99,18 @@ def test_bounds() -> None:
     assert Many.from_values({"range": "2:9"}).bounds(9) == (2, 9)
     with pytest.raises(InputError, match="range=2:10: the volume has 9 slices"):
         Many.from_values({"range": "2:10"}).bounds(9)
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "in_3d"),
+    [
+        ("flow", {}, False),
+        ("flow", {"preset": "sli2vol+"}, True),
+        ("flow", {"preset": "sli2vol+", "guide": "pseudo"}, False),
+        ("self-label", {}, False),
+        ("gradual-3d", {}, True),
+        ("self-train", {}, True),
+    ],
+)
+def test_a_config_says_whether_networks_in_3d_are_needed(method: str, values: dict[str, object], in_3d: bool) -> None:
+    assert build_config(method, values).in_3d == in_3d

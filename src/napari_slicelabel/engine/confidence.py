@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 
     from napari_slicelabel.engine.predict import Band
 
+LEAST_FOR_CALIBRATION = 3
+"""Annotated slices that it takes to hold some out."""
+
+FOLDS = 2
+"""Parts that annotated slices are held out in."""
+
 # Never below 1: the networks that judge held-out slices trained for less long than the one that predicts, and so are
 # less sure of themselves; that they are too modest says nothing about it.
 _TEMPERATURES = (1.0, 8.0)
@@ -216,6 +222,12 @@ def true_dice(channels: "NDArray[np.integer]", target: "NDArray[np.uint8]") -> f
             overlap = np.count_nonzero(predicted & there)
             scores.append(2 * overlap / (np.count_nonzero(predicted) + np.count_nonzero(there)))
     return float(np.mean(scores)) if scores else None
+
+
+def mean_dice(held_out: Sequence[HeldOut]) -> float:
+    """Return the mean Dice of held-out slices, those left out that hold no class; 0 where none does."""
+    scores = [true_dice(slice_.probability.argmax(0), slice_.target) for slice_ in held_out]
+    return float(np.mean([score for score in scores if score is not None] or [0.0]))
 
 
 def _sums(

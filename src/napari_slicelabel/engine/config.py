@@ -74,6 +74,11 @@ class MethodConfig(BaseModel):
         read_stops(value)
         return value
 
+    @property
+    def in_3d(self) -> bool:
+        """Whether a run of it needs networks in 3D."""
+        return False
+
     def bounds(self, depth: int) -> tuple[int, int]:
         """Return first slice and one past the last slice of `range` in a stack of `depth` slices.
 

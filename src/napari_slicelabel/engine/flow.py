@@ -33,7 +33,7 @@ from napari_slicelabel.engine.carried import (
     verified,
     without_unknown,
 )
-from napari_slicelabel.engine.confidence import Calibration, HeldOut, calibrate, label, true_dice
+from napari_slicelabel.engine.confidence import Calibration, HeldOut, calibrate, label, mean_dice, true_dice
 from napari_slicelabel.engine.context import Slot, run_store
 from napari_slicelabel.engine.correspondence import (
     CorrespondenceConfig,
@@ -446,10 +446,11 @@ class Flow:
             for slot in (Slot(name, index) for index in self.context.annotated(name)):
                 self.context.write_accepted(name, slot.index, self._known.human(slot))
             for gap in gaps(self.context, name):
+                done = 0
                 for index, probability in self.carried(gap):
                     if probability is not None:
                         self._accept(Slot(name, index), probability.argmax(0).astype(np.uint8))
-                    done = index - gap.slices.start + 1
+                        done += 1
                     yield Progress("pseudo-label", done, len(gap.slices), self.name(gap, index))
                     if self.context.stop():
                         return
@@ -826,8 +827,7 @@ class Flow:
         if found:
             self.calibration = calibrate(found, self._usual_area)
             yield Metric("temperature", self.calibration.temperature, 0)
-            scores = [true_dice(slice_.probability.argmax(0), slice_.target) for slice_ in found]
-            yield Metric("held_out_dice", float(np.mean([score for score in scores if score is not None] or [0.0])), 0)
+            yield Metric("held_out_dice", mean_dice(found), 0)
 
     def _judged(self, slot: Slot, probability: "NDArray[np.float32]", gap: Gap) -> HeldOut:
         target = self._known.human(slot)

@@ -168,3 +168,8 @@ class FlowConfig(MethodConfig):
     cache_mb: int = Field(
         512, ge=16, le=1_000_000, json_schema_extra={"step": 16}, description="Memory for features, in MiB."
     )
+
+    @property
+    def in_3d(self) -> bool:
+        """Whether a run of it needs networks in 3D."""
+        return self.guide == "refined"

@@ -14,13 +14,15 @@ from napari_slicelabel.engine.augment import NO_AUGMENTATION, Augmentation
 from napari_slicelabel.engine.block_sampling import Block, BlockPool, BlockSampling, ShapesOf, block_boxes
 from napari_slicelabel.engine.blocks import BlockPredictor, BlockReader, ShapeBlocks, crop_size
 from napari_slicelabel.engine.confidence import (
+    FOLDS,
+    LEAST_FOR_CALIBRATION,
     Calibration,
     HeldOut,
     Labelled,
     calibrate,
     label,
+    mean_dice,
     sample_known,
-    true_dice,
 )
 from napari_slicelabel.engine.config import MethodConfig
 from napari_slicelabel.engine.context import Slot
@@ -42,10 +44,6 @@ if TYPE_CHECKING:
 
     from napari_slicelabel.engine.context import RunContext
 
-LEAST_FOR_CALIBRATION = 3
-"""Annotated slices that it takes to hold some out."""
-
-FOLDS = 2
 _METRIC_EVERY = 10
 
 # Of 1e6 voxels, with the default network: on one CPU core with bfloat16 as measured, on a GPU as guessed. For the plan.
@@ -137,6 +135,11 @@ class VolumeLearningConfig(MethodConfig):
         json_schema_extra={"step": 16},
         description="Memory for blocks to learn from, in MiB.",
     )
+
+    @property
+    def in_3d(self) -> bool:
+        """Whether a run of it needs networks in 3D."""
+        return True
 
 
 class _Shapes(ShapesOf):
@@ -465,12 +468,6 @@ class VolumeLearner:
         left -= self.known.beyond(slot)
         depth = self.context.volume(slot.volume).depth(self.context.axis)
         return min((abs(slot.index - index) for index in left), default=depth)
-
-
-def mean_dice(held_out: Sequence[HeldOut]) -> float:
-    """Return the mean Dice of held-out slices, those left out that hold no class; 0 where none does."""
-    scores = [true_dice(slice_.probability.argmax(0), slice_.target) for slice_ in held_out]
-    return float(np.mean([score for score in scores if score is not None] or [0.0]))
 
 
 def voxel_seconds(config: VolumeLearningConfig) -> tuple[float, float]:

@@ -13,10 +13,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_slicelabel.engine.events import Event, Finished, Metric, Progress, SliceDone, Started
-from napari_slicelabel.engine.methods import METHODS
-from napari_slicelabel.engine.record import RunRecord
-from napari_slicelabel.engine.run import nowhere, run
-from napari_slicelabel.engine.volume_learning import VolumeLearningConfig
+from napari_slicelabel.engine.run import nowhere, resume_config, run
 from napari_slicelabel.errors import SliceLabelError
 from napari_slicelabel.gui import garbage
 from napari_slicelabel.gui.background import be_nice, import_networks
@@ -270,15 +267,9 @@ class RunWorker(QObject):
     def _work(self, config: MethodConfig | None, resume: str | None) -> None:
         be_nice()
         with self._ended:
-            import_networks(in_3d=self._is_in_3d(config, resume))
+            import_networks(in_3d=(config or resume_config(self._project, resume or "")).in_3d)
             with self._run(config, resume) as events:
                 self._iterate(events)
-
-    def _is_in_3d(self, config: MethodConfig | None, resume: str | None) -> bool:
-        if config is None:
-            record = RunRecord.load(self._project.run_folder(resume or ""))
-            return issubclass(METHODS[record.method].config, VolumeLearningConfig)
-        return isinstance(config, VolumeLearningConfig)
 
     def _run(self, config: MethodConfig | None, resume: str | None) -> closing[Generator[Event, None, None]]:
         return closing(run(self._project, config, resume=resume, stop=self._stop.is_set, in_view=self._in_view))

@@ -19,7 +19,7 @@ from pydantic import Field, JsonValue
 from torch import Tensor
 
 from napari_slicelabel.data.boxes import Box
-from napari_slicelabel.engine.confidence import Calibration, HeldOut, Labelled
+from napari_slicelabel.engine.confidence import FOLDS, LEAST_FOR_CALIBRATION, Calibration, HeldOut, Labelled, mean_dice
 from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.events import Event, Metric, Progress
 from napari_slicelabel.engine.fit import Trainer
@@ -34,11 +34,8 @@ from napari_slicelabel.engine.regions import (
     smallest_step,
 )
 from napari_slicelabel.engine.volume_learning import (
-    FOLDS,
-    LEAST_FOR_CALIBRATION,
     VolumeLearner,
     VolumeLearningConfig,
-    mean_dice,
     voxel_seconds,
 )
 from napari_slicelabel.engine.volume_networks import VolumeNetwork

@@ -18,13 +18,15 @@ from torch import Tensor
 
 from napari_slicelabel.engine.augment import NO_AUGMENTATION, Augmentation
 from napari_slicelabel.engine.confidence import (
+    FOLDS,
+    LEAST_FOR_CALIBRATION,
     Calibration,
     HeldOut,
     Labelled,
     calibrate,
     label,
+    mean_dice,
     sample_known,
-    true_dice,
 )
 from napari_slicelabel.engine.config import MethodConfig
 from napari_slicelabel.engine.context import Slot
@@ -49,10 +51,6 @@ if TYPE_CHECKING:
 
 NAME = "self-label"
 
-LEAST_FOR_CALIBRATION = 3
-"""Annotated slices that it takes to hold some out."""
-
-_FOLDS = 2
 _METRIC_EVERY = 10
 _SAVE_EVERY_S = 30.0
 
@@ -275,7 +273,7 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfLabelConfig) -> Work
     first = sum(len(slices) for front in fronts for slices in front)
     predictions = filled + (first + sum(again) if config.refresh else 0)
     if config.calibrate == "auto" and annotated >= LEAST_FOR_CALIBRATION:
-        steps += _FOLDS * config.fold_iterations
+        steps += FOLDS * config.fold_iterations
         predictions += annotated
     if config.interpolation == "flow":
         steps += flow_config(config).iterations
@@ -573,11 +571,11 @@ class SelfLabelling:
         if self.config.calibrate == "off" or len(slots) < LEAST_FOR_CALIBRATION:
             return
         found: list[HeldOut] = []
-        for fold in range(_FOLDS):
-            held_out = slots[fold::_FOLDS]
+        for fold in range(FOLDS):
+            held_out = slots[fold::FOLDS]
             trainer = self._trainer(self.network, self.config.fold_iterations)
             pool = self._pool((), without=held_out, between=self._between(held_out))
-            yield from self._train(trainer, pool, self.config.fold_iterations, f"hold out {fold + 1} of {_FOLDS}")
+            yield from self._train(trainer, pool, self.config.fold_iterations, f"hold out {fold + 1} of {FOLDS}")
             if self.context.stop():
                 return
             for slot in held_out:
@@ -585,8 +583,7 @@ class SelfLabelling:
                 yield Progress("calibrate", len(found), len(slots), f"{slot.volume} {self.context.axis}{slot.index}")
         self.calibration = calibrate(found, self.usual_area)
         yield Metric("temperature", self.calibration.temperature, 0)
-        scores = [true_dice(slice_.probability.argmax(0), slice_.target) for slice_ in found]
-        yield Metric("held_out_dice", float(np.mean([score for score in scores if score is not None] or [0.0])), 0)
+        yield Metric("held_out_dice", mean_dice(found), 0)
 
     def _judge(self, network: SliceNetwork, slot: Slot, held_out: Sequence[Slot]) -> HeldOut:
         target = self.known.human(slot)

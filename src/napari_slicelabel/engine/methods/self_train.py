@@ -28,7 +28,7 @@ from napari_slicelabel.data.boxes import AXES, Axis, Box
 from napari_slicelabel.data.files import storage_errors
 from napari_slicelabel.engine.block_sampling import Block, BlockPool, ShapesOf, block_boxes
 from napari_slicelabel.engine.blocks import BlockPredictor, along, crop_size
-from napari_slicelabel.engine.confidence import Calibration, Labelled, label, true_dice
+from napari_slicelabel.engine.confidence import FOLDS, LEAST_FOR_CALIBRATION, Calibration, Labelled, label, true_dice
 from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.densevoxnet import AUXILIARY_WEIGHT, DenseVoxNet
 from napari_slicelabel.engine.events import Event, Metric, Progress
@@ -40,8 +40,6 @@ from napari_slicelabel.engine.predict import Band, predict_bands, with_smaller_t
 from napari_slicelabel.engine.sampling import Batch, Plane, PlanePool, SamplingConfig
 from napari_slicelabel.engine.stores import SliceStore
 from napari_slicelabel.engine.volume_learning import (
-    FOLDS,
-    LEAST_FOR_CALIBRATION,
     VolumeLearner,
     VolumeLearningConfig,
     voxel_seconds,
@@ -539,14 +537,15 @@ class SelfTraining:
             with closing(
                 self.learner.predictor(network, name, without=self.held_out, mix=self._mix(), mirror=False)
             ) as predictor:
-                for index in self.context.slices(name):
+                slices = self.context.slices(name)
+                for number, index in enumerate(slices, 1):
                     for labelled in self.learner.labelled(predictor, Slot(name, index), stage):
                         if isinstance(labelled, Progress):
                             yield labelled
                         else:
                             self._write_set(VOLUME_SET, name, index, labelled)
                     predictor.release(index)
-                    yield Progress(stage, index, len(self.context.slices(name)), f"{name} {index}")
+                    yield Progress(stage, number, len(slices), f"{name} {index}")
                     if self.context.stop():
                         return
 
