@@ -216,10 +216,11 @@ class Gains:
     def refresh(self, indices: "NDArray[np.intp]") -> None:
         """Lower the bounds of some slices by what has been covered since."""
         rounds = self._measured[indices]
-        list(self._pool.map(self._bound, _chunks(indices[rounds < 0], _BOUNDED)))
+        unmeasured = _chunks(indices[rounds < 0], _BOUNDED)
         # those measured in the same round together: the coverage that they were measured against is the same
-        for number in np.unique(rounds[rounds >= 0]):
-            self._lower(np.sort(indices[rounds == number]), self._history[number % _ROUNDS_KEPT])
+        measured = [np.sort(indices[rounds == number]) for number in np.unique(rounds[rounds >= 0])]
+        list(self._pool.map(self._bound, unmeasured))
+        list(self._pool.map(self._lower, [some for many in measured for some in _chunks(many, _CHUNK)]))
         self._fresh[indices] = self._now
 
     def _bound(self, indices: "NDArray[np.intp]") -> None:
@@ -227,24 +228,20 @@ class Gains:
         if self._groups is not None:
             self.bound[indices] = np.minimum(self.bound[indices], self._groups.gains(indices))
 
-    def _lower(self, indices: "NDArray[np.intp]", before: "NDArray[np.float32]") -> None:
-        """Subtract from what some slices gained over the coverage `before` what has been taken since."""
+    def _lower(self, some: "NDArray[np.intp]") -> None:
+        """Subtract from what slices measured in the same round gained then what has been taken since."""
+        before = self._history[self._measured[some[0]] % _ROUNDS_KEPT]
         now = self._history[self._now % _ROUNDS_KEPT]
-        columns_of = self._reach.above(before, now > before)
-
-        def lower(some: "NDArray[np.intp]") -> None:
-            columns = columns_of(some)
-            taken = np.zeros(len(some))
-            for part in _chunks(columns, _COLUMNS):
-                # between what it was and what it is: what the slice cannot give any more
-                found = self._similarities.products(part, some)
-                np.minimum(found, now[part][:, None], out=found)
-                np.maximum(found, before[part][:, None], out=found)
-                taken += found.sum(0, dtype=np.float64)
-            self.bound[some] -= taken - before[columns].sum(dtype=np.float64)
-            self._measured[some] = self._now
-
-        list(self._pool.map(lower, _chunks(indices, _CHUNK)))
+        columns = self._reach.above(before, now > before)(some)
+        taken = np.zeros(len(some))
+        for part in _chunks(columns, _COLUMNS):
+            # between what it was and what it is: what the slice cannot give any more
+            found = self._similarities.next_products(part, some)
+            np.minimum(found, now[part][:, None], out=found)
+            np.maximum(found, before[part][:, None], out=found)
+            taken += found.sum(0, dtype=np.float64)
+        self.bound[some] -= taken - before[columns].sum(dtype=np.float64)
+        self._measured[some] = self._now
 
     def measure(self, indices: "NDArray[np.intp]") -> "NDArray[np.float64]":
         """Return the exact gains of some slices, which are their bounds from now on."""
@@ -255,7 +252,7 @@ class Gains:
             columns = columns_of(some)
             covered = np.zeros(len(some))
             for part in _chunks(columns, _COLUMNS):
-                found = self._similarities.products(part, some)
+                found = self._similarities.next_products(part, some)
                 np.maximum(found, best[part][:, None], out=found)
                 covered += found.sum(0, dtype=np.float64)
             self.bound[some] = covered - best[columns].sum(dtype=np.float64)

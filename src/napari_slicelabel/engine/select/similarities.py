@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from napari_slicelabel.engine.select.threads import Buffer
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Similarities:
             wide = features[first : first + _AT_ONCE].astype(np.float64)
             length = np.linalg.norm(wide, axis=1, keepdims=True)
             self.rows[first : first + _AT_ONCE] = np.rint(wide / np.where(length > 0, length, 1) * NORM)
+        self._gathered, self._found = Buffer(), Buffer()
         self._positions = None if positions is None or reach <= 0 else np.asarray(positions, np.float64)
         self._stacks = np.zeros(len(features), np.int64) if stacks is None else np.asarray(stacks)
         self._reach = reach
@@ -95,7 +97,18 @@ class Similarities:
 
     def products(self, one: "Numbers", other: "Numbers") -> "NDArray[np.float32]":
         """Return the same, but numbers below 0 as they are."""
-        found: NDArray[np.float32] = self.rows[one] @ self.rows[other].T
+        return self._near(self.rows[one] @ self.rows[other].T, one, other)
+
+    def next_products(self, one: "NDArray[np.intp]", other: "NDArray[np.intp]") -> "NDArray[np.float32]":
+        """Return the same, in memory that the next call from this thread uses again."""
+        gathered = self._gathered.array(len(one), self.rows.shape[1])
+        # numbers are known to be right; any other mode takes a copy of its own first
+        np.take(self.rows, one, axis=0, out=gathered, mode="clip")
+        found = self._found.array(len(one), len(other))
+        return self._near(np.matmul(gathered, self.rows[other].T, out=found), one, other)
+
+    def _near(self, found: "NDArray[np.float32]", one: "Numbers", other: "Numbers") -> "NDArray[np.float32]":
+        """Return products with the factor of positions."""
         if self._positions is not None:
             apart = self._positions[one][:, None] - self._positions[other][None]
             near = np.exp(-np.square(apart) / (2 * self._reach**2))
