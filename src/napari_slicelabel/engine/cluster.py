@@ -1,9 +1,11 @@
 """Work for a dask cluster: many small tasks whose results lie on disk. Nothing but their arguments goes through it."""
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from napari_slicelabel.errors import DeviceError, InputError, SliceLabelError
@@ -16,9 +18,11 @@ LOCAL = "local:"
 
 # Each thread of a worker does one task and has one in store; the scheduler learns of no more, however many there are.
 _PER_THREAD = 2
-_CONNECT_S = 5
+_CONNECT_S = 10
 # how often somebody may look up while nothing ends
 _LOOK_UP_S = 0.2
+# Ctrl-C reaches every process of a terminal: who asked for the work answers it and ends the workers.
+_DEAF = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
 
 
 @contextmanager
@@ -47,7 +51,13 @@ def connected(scheduler: str) -> "Iterator[Client]":
         address: Any = scheduler
         if scheduler.startswith(LOCAL):
             address = LocalCluster(
-                n_workers=_count(scheduler), threads_per_worker=1, processes=True, dashboard_address=None
+                n_workers=_count(scheduler),
+                threads_per_worker=1,
+                processes=True,
+                # any free port: the usual one may be taken by another cluster of this machine
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.ERROR,
+                preload=_DEAF,
             )
             stack.enter_context(address)
         try:
@@ -99,11 +109,9 @@ def results(
             room = _PER_THREAD * max(1, sum(workers.values()))
             while left and len(running) < room:
                 running.add(client.submit(function, *left.popleft(), pure=False))
-            try:
-                with client.as_current():
-                    wait(running, timeout=_LOOK_UP_S, return_when="FIRST_COMPLETED")
-            except TimeoutError:
-                pass
+            # a scheduler that goes cancels what is running, which is seen below
+            with client.as_current(), suppress(TimeoutError, CancelledError):
+                wait(running, timeout=_LOOK_UP_S, return_when="FIRST_COMPLETED")
             ended = {future for future in running if future.status != "pending"}
             running -= ended
             for future in ended:
