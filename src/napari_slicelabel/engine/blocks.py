@@ -118,7 +118,7 @@ class ShapeBlocks:
         scratch: Path,
     ) -> None:
         self.anchors = shapes.anchors
-        self._shapes = shapes
+        self._classes, self._depth = len(shapes.classes), shape[0]
         self._beyond = beyond
         self._place = {anchor: number for number, anchor in enumerate(self.anchors)}
         self._kept = Scratch(scratch, (max(1, len(self.anchors)), len(shapes.classes), *shape[1:]), np.float16)
@@ -140,7 +140,7 @@ class ShapeBlocks:
         ndarray of shape (classes, d, h, w), float16
             At an anchor its own; elsewhere as `Shapes.around`; 0 where nothing speaks for or against a class.
         """
-        found = np.zeros((len(self._shapes.classes), *box.shape), np.float16)
+        found = np.zeros((self._classes, *box.shape), np.float16)
         planes: dict[int, NDArray[np.float16]] = {}
 
         def at(anchor: int) -> "NDArray[np.float16]":
@@ -168,6 +168,11 @@ class ShapeBlocks:
         if not left:
             return None
         return (lower or upper[:1])[-1], (upper or lower[-1:])[0]
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what a process of another device needs: a table in the place of the function."""
+        table = {index: frozenset(self._beyond(index)) for index in range(self._depth)}
+        return {**self.__dict__, "_beyond": table.__getitem__}
 
     def close(self) -> None:
         """Give the room back."""
