@@ -189,7 +189,8 @@ def _train_rank(fabric: "Fabric", path: Path, messages: Any, count: int, parent:
 
 def _check_agreement(fabric: "Fabric", trainer: Trainer[Any]) -> None:
     """Raise an error unless all processes have the same weights."""
-    own = parameters_to_vector(trainer.network.parameters()).detach()
+    # as whole numbers: what is no number differs from itself, and is said by the loss
+    own = parameters_to_vector(trainer.network.parameters()).detach().view(torch.int32)
     first = fabric.broadcast(own.clone())
     if not torch.equal(own, first):
         raise DeviceError("the processes that train together have come to different weights; use devices=1")
