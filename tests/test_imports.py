@@ -40,6 +40,9 @@ EXCEPTIONS = {
     ("samples.py", "scipy"),  # blur and noise of the synthetic sample
     ("downloads.py", "pooch"),  # fetches and checks files; comes with napari
     ("downloads.py", "requests"),  # names the errors of pooch
+    ("cluster.py", "distributed"),  # only where a scheduler is given
+    ("several_devices.py", "lightning_fabric"),  # only where there is more than one device
+    ("fit.py", "lightning_fabric"),  # the type
     ("downloads.py", "PIL"),  # the labels are PNG; comes with scikit-image
 }
 CLI_FILES = {"cli", "terminal", "demo"}

@@ -411,9 +411,10 @@ def apply(
     axes: str | None = None,
     voxel_size: VoxelSize = None,
     unit: str | None = None,
+    scheduler: str | None = None,
     force: Flag = False,
 ) -> None:
-    """Label another image with the model of a finished run, out of core.
+    """Label another image with the model of a finished run, out of core. Interrupted, the same command goes on.
 
     Parameters
     ----------
@@ -431,6 +432,9 @@ def apply(
         As for `new`.
     unit
         As for `new`.
+    scheduler
+        Address of a dask scheduler whose workers do the work, such as tcp://host:8786, or local:N for N processes of
+        this machine. Model, image and --out must have the same path for all of them.
     force
         Replace a file that exists.
     """
@@ -440,7 +444,7 @@ def apply(
     if out.exists() and not force:
         raise InputError(f"{out} already exists; choose another name, or use --force to replace it")
     opened = open_volume(image, axes=axes, voxel_size=voxel_size, unit=unit)
-    for _ in follow(predict(model, opened, out, device=device)):
+    for _ in follow(predict(model, opened, out, device=device, scheduler=scheduler)):
         pass
     emit({"model": model, "image": image, "written": out})
 
@@ -613,6 +617,8 @@ def _config_of_run(project: "Project", run_id: str, device: Device | None) -> "M
 
 
 def _how_to_resume(tokens: Sequence[str], run_id: str | None) -> str:
+    if tokens[:1] == ["apply"]:
+        return "Interrupted. The parts that are done are kept; the same command goes on with the others."
     if run_id is None:
         return "Interrupted."
     kept = f"Interrupted. Everything accepted so far is kept in run {run_id}."

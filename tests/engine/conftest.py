@@ -60,3 +60,63 @@ def make_project(tmp_path: Path) -> Callable[..., Project]:
 def _short_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Auto-encoders take 30 steps."""
     monkeypatch.setattr("napari_slicelabel.engine.select.features.MOST_STEPS", 30)
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> Callable[..., Path]:
+    """Saves an untrained network of two classes as a run does; ``dimensions`` 2 or 3."""
+    import json
+
+    import torch
+    from safetensors.torch import save_file
+
+    from napari_slicelabel.engine.networks import NetworkConfig, SliceNetwork
+    from napari_slicelabel.engine.volume_networks import VolumeNetwork, VolumeNetworkConfig
+
+    def make(dimensions: int, *, seed: int = 0, axis: str = "z") -> Path:
+        torch.manual_seed(seed)
+        network: SliceNetwork | VolumeNetwork
+        if dimensions == 2:
+            network, key = SliceNetwork(NetworkConfig(classes=(3, 7), filters=(4, 4, 4, 4, 4))), "network"
+        else:
+            config = VolumeNetworkConfig(
+                architecture="unet",
+                filters=(4, 8),
+                kernels=((3, 3, 3),) * 2,
+                strides=((1, 1, 1), (1, 2, 2)),
+                classes=(3, 7),
+                tile=(8, 32, 32),
+            )
+            network, key = VolumeNetwork(config), "volume_network"
+        folder = tmp_path / f"model{dimensions}-{seed}-{axis}"
+        folder.mkdir()
+        save_file(
+            {name: value.contiguous() for name, value in network.state_dict().items()}, folder / "weights.safetensors"
+        )
+        classes = [{"id": 3, "name": "a", "color": "#e69f00"}, {"id": 7, "name": "b", "color": "#56b4e9"}]
+        record = {key: network.config.model_dump(mode="json"), "axis": axis, "classes": classes}
+        (folder / "network.json").write_text(json.dumps(record))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def noise_file(tmp_path: Path) -> Path:
+    """64 x 72 x 80 voxels of noise: labels of an untrained network change from voxel to voxel."""
+    path = tmp_path / "noise.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 255, (64, 72, 80), dtype=np.uint8))
+    return path
+
+
+@pytest.fixture
+def read_labels() -> Callable[[Path], NDArray[np.integer]]:
+    """Reads a label file whole."""
+    from napari_slicelabel.data.boxes import Box
+    from napari_slicelabel.data.formats import open_labels
+
+    def read(path: Path) -> NDArray[np.integer]:
+        volume = open_labels(path)
+        return volume.read(Box.whole(volume.shape))[0]
+
+    return read

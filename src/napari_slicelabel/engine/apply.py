@@ -1,36 +1,37 @@
-"""A finished model on another volume, out of core."""
+"""A finished model on another volume, out of core: in this process, or on the workers of a dask cluster."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import closing
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
-from napari_slicelabel.data.boxes import AXES, Box
-from napari_slicelabel.data.classes import LabelClass
+from napari_slicelabel.data.boxes import Box
+from napari_slicelabel.data.files import storage_errors
 from napari_slicelabel.data.formats import WRITERS, suffix_of, write_labels
-from napari_slicelabel.engine.blocks import BlockPredictor, BlockReader
-from napari_slicelabel.engine.confidence import label
+from napari_slicelabel.engine.apply_job import LOCK_NAME, Job, JobRecord, Labeller, label_part
+from napari_slicelabel.engine.cluster import connected, results
 from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Event, Progress
-from napari_slicelabel.engine.networks import SliceNetwork, load_model
-from napari_slicelabel.engine.planes import PlaneReader
-from napari_slicelabel.engine.predict import Band, predict_bands, with_smaller_tiles
-from napari_slicelabel.engine.stores import SliceStore
+from napari_slicelabel.engine.networks import load_model
+from napari_slicelabel.engine.record import run_lock
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    import torch
 
-    from napari_slicelabel.data.boxes import Axis
     from napari_slicelabel.data.volume import Volume
-    from napari_slicelabel.engine.volume_networks import VolumeNetwork
+    from napari_slicelabel.engine.apply_job import Network
 
 
-def apply(model: str | Path, volume: "Volume", out: str | Path, *, device: str = "auto") -> Iterator[Event]:
+def apply(
+    model: str | Path,
+    volume: "Volume",
+    out: str | Path,
+    *,
+    device: str = "auto",
+    scheduler: str | None = None,
+) -> Iterator[Event]:
     """Label a volume with the model of a finished run and write the labels to a file.
 
     Parameters
@@ -42,28 +43,39 @@ def apply(model: str | Path, volume: "Volume", out: str | Path, *, device: str =
     out : str or Path
         A file whose ending names the format; see `write_labels`. What is there is replaced.
     device : {"auto", "cpu", "cuda"}
-        Where the network runs.
+        Where the network runs; with a scheduler, what each worker resolves for itself.
+    scheduler : str, optional
+        Address of a dask scheduler (``tcp://host:8786``) whose workers do the work, or ``local:N`` for N processes of
+        this machine that are started for it. Model, image and `out` must have the same path for all of them.
 
     Yields
     ------
     Event
-        A `Progress` for each slice.
+        A `Progress` for each slice; with a scheduler, for each part.
 
     Raises
     ------
     MissingFileError
         No model in the folder.
     InputError
-        A damaged model, another number of channels, an unknown ending, a constant image.
+        A damaged model, another number of channels, an unknown ending, a constant image; with a scheduler an image
+        that is in no file.
     DeviceError
-        No GPU, or its memory is full.
+        No GPU, or its memory is full; no scheduler there, or its workers die.
+    BusyError
+        Another process writes the same file.
     StorageError
         Disk full, no permission.
 
     Notes
     -----
-    Slices lie along the axis that the model was trained on. They go to a temporary zarr beside `out`, from which the
-    file is written at the end; memory holds one row of tiles.
+    Slices lie along the axis that the model was trained on. They go to a zarr in a folder beside `out`, from which the
+    file is written at the end; memory holds one row of tiles (as many planes as a tile is deep for a 3D network). The
+    folder notes which parts are done. When this ends early, whatever the reason, it stays, and the next call with the
+    same model, image and `out` goes on, with a scheduler or without. Labels are the same either way.
+
+    A script that uses ``local:N`` must be guarded by ``if __name__ == "__main__":``, as always where Python starts
+    processes.
     """
     target = Path(out).expanduser().absolute()
     if suffix_of(target, list(WRITERS)) is None:
@@ -74,116 +86,92 @@ def apply(model: str | Path, volume: "Volume", out: str | Path, *, device: str =
             f"{volume.source} has {volume.channels} channels, the model was trained on {network.config.image_channels};"
             " give an image with the same channels"
         )
-    axis = _axis(description.get("axis"), Path(model))
-    where = resolve_device(device)
-    network.to(where)
-    classes = [LabelClass.model_validate(record) for record in _records(description.get("classes"))]
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=_existing(target.parent)) as folder:
-        store = SliceStore(Path(folder) / "labels.zarr", volume, axis, classes=classes)
-        depth = volume.depth(axis)
-        with closing(_Applied(network, volume, axis, where, Path(folder))) as applied:
-            for index in range(depth):
-                name = f"{volume.name} {axis}{index}"
-                for done, total in applied.prepare(index):
-                    yield Progress("apply", index, depth, f"{name}, tile {done} of {total}")
-                store.write(index, applied.labels(index))
-                yield Progress("apply", index + 1, depth, name)
+    if scheduler is not None and not volume.source:
+        raise InputError(f"volume {volume.name!r} is in no file, and workers read it from there; save it first")
+    # the cluster looks for its own
+    where = resolve_device(device) if scheduler is None else None
+    record = JobRecord.of(Path(model), network, description, volume)
+    with _folder(target, record, volume) as (job, anew):
+        if anew:
+            yield Progress("apply", 0, len(job.boxes), "begins anew: what was done is of another model or image")
+        if where is not None:
+            yield from _here(job, network, volume, where)
+        else:
+            yield from _on_cluster(job, volume.name, str(scheduler), device)
         write_labels(
             target,
-            store.array(),
+            job.store.array(),
             voxel_size=volume.voxel_size,
             unit=volume.unit,
-            classes=classes,
+            classes=record.classes,
             image=_affine(volume, target),
         )
 
 
-class _Applied:
-    """The labels that a network gives to the slices of a volume, in their order."""
-
-    def __init__(
-        self,
-        network: "SliceNetwork | VolumeNetwork",
-        volume: "Volume",
-        axis: "Axis",
-        device: torch.device,
-        folder: Path,
-    ) -> None:
-        self._network, self._device = network, device
-        self._shape = volume.plane_shape(axis)
-        self._values = np.array([0, *network.config.classes], np.uint8)
-        self._planes, self._blocks = None, None
-        if isinstance(network, SliceNetwork):
-            self._planes = PlaneReader(volume, axis, network.config)
-        else:
-            self._blocks = _predictor(network, BlockReader(volume, axis, network.config.coordinates), device, folder)
-
-    def prepare(self, index: int) -> Iterator[tuple[int, int]]:
-        """Do what a slice needs of a 3D network, yielding after each tile how many of how many are done."""
-        if self._blocks is not None:
-            yield from self._blocks.prepare(index)
-
-    def labels(self, index: int) -> "NDArray[np.uint8]":
-        """Return label values of a slice, shape (h, w)."""
-        if self._blocks is not None:
-            found = self._labelled(self._blocks.bands(index))
-            self._blocks.release(index)
-            return found
-        return with_smaller_tiles(lambda tile: self._labelled(self._bands(index, tile)), self._device)
-
-    def _bands(self, index: int, tile: int) -> Iterator[Band]:
-        network, planes = self._network, self._planes
-        assert isinstance(network, SliceNetwork)
-        assert planes is not None
-        return predict_bands(
-            network, lambda rows, columns: planes.read(index, rows, columns), self._shape, self._device, tile=tile
-        )
-
-    def _labelled(self, bands: Iterator[Band]) -> "NDArray[np.uint8]":
-        # labels do not depend on the temperature
-        return self._values[label(bands, self._shape, len(self._values) - 1, 1.0, 1.0).channels]
-
-    def close(self) -> None:
-        if self._blocks is not None:
-            self._blocks.close()
+@contextmanager
+def _folder(target: Path, record: JobRecord, volume: "Volume") -> Iterator[tuple[Job, bool]]:
+    """Hold the folder of a job beside a file; it stays when the block fails after something was done."""
+    if not target.parent.is_dir():
+        raise InputError(f"{target.parent} is no folder; create it first")
+    folder = target.parent / f".{target.name}.apply"
+    with storage_errors(folder):
+        folder.mkdir(exist_ok=True)
+    keep = True
+    try:
+        with run_lock(folder / LOCK_NAME):
+            job, anew = Job.begin(folder, record, volume)
+            try:
+                yield job, anew
+                keep = False
+            finally:
+                keep = keep and record.resumable and len(job.pending()) < len(job.boxes)
+    finally:
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _predictor(network: "VolumeNetwork", reader: BlockReader, device: torch.device, folder: Path) -> BlockPredictor:
-    config = network.config
-
-    def read(box: Box) -> "NDArray[np.float16]":
-        image = reader.read(box)
-        # nothing is known of shapes in another image: 0, which training has shown to the network
-        return np.concatenate([image, np.zeros((len(config.shape_classes), *box.shape), np.float16)])
-
-    return BlockPredictor(
-        network,
-        read,
-        reader.shape,
-        1 + len(config.classes),
-        tile=config.tile,
-        stride=config.stride,
-        device=device,
-        scratch=folder / "sums.zarr",
-        mirror=config.mirror,
-    )
-
-
-def _axis(value: object, model: Path) -> "Axis":
-    for axis in AXES:
-        if value == axis:
-            return axis
-    raise InputError(f"the model in {model} names the axis {value!r}, expected one of {', '.join(AXES)}")
+def _here(job: Job, network: "Network", volume: "Volume", device: "torch.device") -> Iterator[Progress]:
+    """Do what is left in this process, whole planes at a time: no tile is predicted twice."""
+    axis = job.record.axis
+    depth = volume.depth(axis)
+    network.to(device)
+    box = Box.whole((depth, *volume.plane_shape(axis)))
+    pending = set(job.pending())
+    with closing(Labeller(network, volume, axis, device, box, job.folder / "sums.part.zarr")) as labeller:
+        for (first, end), numbers in _slabs(job).items():
+            if pending.isdisjoint(numbers):
+                continue
+            for index in range(first, end):
+                name = f"{volume.name} {axis}{index}"
+                for done, total in labeller.prepare(index):
+                    yield Progress("apply", index, depth, f"{name}, tile {done} of {total}")
+                job.store.write(index, labeller.labels(index))
+                yield Progress("apply", index + 1, depth, name)
+            for number in numbers:
+                job.mark(number)
 
 
-def _records(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
+def _slabs(job: Job) -> Mapping[tuple[int, int], list[int]]:
+    """Return the numbers of the parts of each run of planes."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for number, box in enumerate(job.boxes):
+        found.setdefault((box.start[0], box.stop[0]), []).append(number)
+    return found
 
 
-def _existing(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; create it first")
-    return folder
+def _on_cluster(job: Job, name: str, scheduler: str, device: str) -> Iterator[Progress]:
+    """Let the workers of a cluster do what is left."""
+    pending, total = job.pending(), len(job.boxes)
+    if not pending:
+        return
+    tasks = [(str(job.folder), job.record.token, number, device) for number in pending]
+    done = total - len(tasks)
+    yield Progress("apply", done, total, f"{name}, asking {scheduler} for workers")
+    with connected(scheduler) as client, closing(results(client, label_part, tasks)) as found:
+        for workers, finished in found:
+            done += finished
+            busy = f"{workers} worker{'s' * (workers != 1)}" if workers else "waiting for workers"
+            yield Progress("apply", done, total, f"{name}, {busy}")
 
 
 def _affine(volume: "Volume", target: Path) -> "Volume | None":

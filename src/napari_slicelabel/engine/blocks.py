@@ -118,7 +118,7 @@ class ShapeBlocks:
         scratch: Path,
     ) -> None:
         self.anchors = shapes.anchors
-        self._shapes = shapes
+        self._classes, self._depth = len(shapes.classes), shape[0]
         self._beyond = beyond
         self._place = {anchor: number for number, anchor in enumerate(self.anchors)}
         self._kept = Scratch(scratch, (max(1, len(self.anchors)), len(shapes.classes), *shape[1:]), np.float16)
@@ -140,7 +140,7 @@ class ShapeBlocks:
         ndarray of shape (classes, d, h, w), float16
             At an anchor its own; elsewhere as `Shapes.around`; 0 where nothing speaks for or against a class.
         """
-        found = np.zeros((len(self._shapes.classes), *box.shape), np.float16)
+        found = np.zeros((self._classes, *box.shape), np.float16)
         planes: dict[int, NDArray[np.float16]] = {}
 
         def at(anchor: int) -> "NDArray[np.float16]":
@@ -168,6 +168,11 @@ class ShapeBlocks:
         if not left:
             return None
         return (lower or upper[:1])[-1], (upper or lower[-1:])[0]
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what a process of another device needs: a table in the place of the function."""
+        table = {index: frozenset(self._beyond(index)) for index in range(self._depth)}
+        return {**self.__dict__, "_beyond": table.__getitem__}
 
     def close(self) -> None:
         """Give the room back."""
@@ -197,11 +202,16 @@ class BlockPredictor:
         Whether to predict the mean over four mirror images in the plane.
     wanted : callable
         Says of a box whether anything in it is asked for; other tiles are left out.
+    window : Box, optional
+        The part (d, h, w) that is asked for, by default all. It changes which tiles are predicted, and no result.
+    in_order : bool
+        Promises that planes are asked for from the first to the last, each released before the next, though some may
+        be left out: sums are kept of as many planes as a tile has.
 
     Notes
     -----
     Tiles overlap by a quarter and are blended linearly. Their sums lie in a `Scratch`: memory does not grow with the
-    volume. Planes can be asked for in any order; it changes no result.
+    volume. Without `in_order` planes can be asked for in any order; it changes no result.
     """
 
     def __init__(
@@ -217,22 +227,26 @@ class BlockPredictor:
         scratch: Path,
         mirror: bool = False,
         wanted: Callable[[Box], bool] = lambda _: True,
+        window: Box | None = None,
+        in_order: bool = False,
     ) -> None:
         self._network, self._read, self._wanted = network, read, wanted
         self._shape, self._channels = shape, channels
+        self._window = window or Box.whole(shape)
+        self._in_order = in_order
         self._tile, self._stride = tile, stride
         self._device, self._mirror = device, mirror
         self._path = scratch
         self._begin()
 
     def _begin(self) -> None:
-        self._tilings = [
-            Tiling.over(length, tile, max(1, round(_OVERLAP * tile)))
-            for length, tile in zip(self._shape, self._tile, strict=True)
-        ]
+        self._tilings = [tiling(length, tile) for length, tile in zip(self._shape, self._tile, strict=True)]
         self._done: set[tuple[int, int, int]] = set()
-        depth, height, width = self._shape
-        self._sums = Scratch(self._path, (depth, self._channels, height, width), np.uint16)
+        depth, height, width = self._window.shape
+        # in order, no tile reaches further from the plane that is asked for than it is deep
+        self._kept = min(depth, self._tilings[0].size) if self._in_order else depth
+        self._sums = Scratch(self._path, (self._kept, self._channels, height, width), np.uint16)
+        self._front = self._window.start[0]
 
     def prepare(self, index: int) -> Iterator[tuple[int, int]]:
         """Predict the tiles that a plane lies in, yielding after each how many of how many are done.
@@ -242,11 +256,15 @@ class BlockPredictor:
         DeviceError
             The GPU's memory is full even with small tiles.
         """
+        if self._in_order:
+            # what lies before is not asked for again, and its place is needed for what comes
+            for passed in range(max(self._front, index - self._kept), index):
+                self.release(passed)
         while True:
             todo = [numbers for numbers in self._numbers(index) if numbers not in self._done]
             try:
                 for count, numbers in enumerate(todo, 1):
-                    self._add(numbers)
+                    self._add(numbers, index if self._in_order else 0)
                     self._done.add(numbers)
                     yield count, len(todo)
             except torch.OutOfMemoryError as error:
@@ -255,24 +273,34 @@ class BlockPredictor:
                 return
 
     def bands(self, index: int) -> Iterator[Band]:
-        """Yield the probabilities of a plane from top to bottom, once it is prepared; 0 where nothing was asked for."""
-        for top in range(0, self._shape[1], _BAND_ROWS):
-            rows = slice(top, min(self._shape[1], top + _BAND_ROWS))
-            sums = self._sums.read(index, rows).astype(np.float32)
+        """Yield the probabilities of a plane from top to bottom, once it is prepared; 0 where nothing was asked for.
+
+        Rows are counted from the top of the window.
+        """
+        height = self._window.shape[1]
+        for top in range(0, height, _BAND_ROWS):
+            rows = slice(top, min(height, top + _BAND_ROWS))
+            sums = self._sums.read(self._place(index), rows).astype(np.float32)
             yield Band(rows, sums / np.maximum(sums.sum(0, keepdims=True), 1))
 
     def release(self, index: int) -> None:
         """Forget a plane that is not asked for again."""
-        self._sums.release(index)
+        self._sums.release(self._place(index))
+        self._front = max(self._front, index + 1)
 
     def close(self) -> None:
         """Give the room back."""
         self._sums.close()
 
+    def _place(self, index: int) -> int:
+        """Return where the sums of a plane lie."""
+        return (index - self._window.start[0]) % self._kept
+
     def _numbers(self, index: int) -> Iterator[tuple[int, int, int]]:
-        deep, down, across = self._tilings
-        layers = [number for number, start in enumerate(deep.starts) if start <= index < start + deep.size]
-        for numbers in product(layers, range(len(down.starts)), range(len(across.starts))):
+        wanted = [(index, index + 1), *zip(self._window.start[1:], self._window.stop[1:], strict=True)]
+        touching = (tiling.touching(*span) for tiling, span in zip(self._tilings, wanted, strict=True))
+        for deep, down, across in product(*touching):
+            numbers = (deep, down, across)
             if self._wanted(self._box(numbers)):
                 yield numbers
 
@@ -280,17 +308,22 @@ class BlockPredictor:
         start = tuple(tiling.starts[number] for tiling, number in zip(self._tilings, numbers, strict=True))
         return Box(start, tuple(a + tiling.size for a, tiling in zip(start, self._tilings, strict=True)))
 
-    def _add(self, numbers: tuple[int, int, int]) -> None:
+    def _add(self, numbers: tuple[int, int, int], first: int) -> None:
+        """Predict a tile, and add what it says of the window from plane `first` on."""
         box = self._box(numbers)
         probability = predict_block(
             self._network, self._read(box), self._device, stride=self._stride, mirror=self._mirror
         )
         deep, down, across = (tiling.ramp(n) for tiling, n in zip(self._tilings, numbers, strict=True))
         weight = _ONE * down[:, None] * across[None]
-        _, rows, columns = box.slices
-        for place, index in enumerate(range(box.start[0], box.stop[0])):
-            values = np.rint(probability[:, place] * (weight * deep[place])).astype(np.uint16)
-            self._sums.write(index, self._sums.read(index, rows, columns) + values, rows, columns)
+        inside = box.intersect(self._window)
+        _, down_own, across_own = _within(inside, box).slices
+        weight = weight[down_own, across_own]
+        _, rows, columns = _within(inside, self._window).slices
+        for index in range(max(first, inside.start[0]), inside.stop[0]):
+            depth, place = index - box.start[0], self._place(index)
+            values = np.rint(probability[:, depth, down_own, across_own] * (weight * deep[depth])).astype(np.uint16)
+            self._sums.write(place, self._sums.read(place, rows, columns) + values, rows, columns)
 
     def _shrink(self, error: torch.OutOfMemoryError) -> None:
         """Begin again with tiles of half the height and width."""
@@ -304,6 +337,17 @@ class BlockPredictor:
         self._sums.close()
         self._tile = (deep, max(_SMALLEST_TILE_PX, height // 2), max(_SMALLEST_TILE_PX, width // 2))
         self._begin()
+
+
+def tiling(length: int, tile: int) -> Tiling:
+    """Return the tiles of at most `tile` along an axis: they overlap by a quarter."""
+    return Tiling.over(length, tile, max(1, round(_OVERLAP * tile)))
+
+
+def _within(box: Box, outer: Box) -> Box:
+    """Return a box as it is counted from the corner of another one."""
+    start, stop = (tuple(a - b for a, b in zip(end, outer.start, strict=True)) for end in (box.start, box.stop))
+    return Box(start, stop)
 
 
 @torch.inference_mode()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch.optim.swa_utils import AveragedModel
 from napari_slicelabel.engine.losses import masked_losses
 from napari_slicelabel.engine.sampling import Batch
 from napari_slicelabel.errors import DeviceError, InputError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
@@ -126,9 +129,14 @@ class Trainer(Generic[NetworkT]):
         self.batch = batch
         self.device = device
         self.step_number = 0
+        self._own_loss = loss
         self._loss = loss or self._masked_losses
         self._format = memory_format(device, _dimensions(network))
         self.network: NetworkT = network.to(device=device, memory_format=self._format)  # type: ignore[call-overload]
+        # who trains with others calls the network through what averages the gradients
+        self._shared: nn.Module = self.network
+        self._backward: Callable[[Tensor], object] = Tensor.backward
+        self._alone = True
         self._mean = AveragedModel(self.network, multi_avg_fn=_ramped_mean(config.ema), use_buffers=False)
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
@@ -160,6 +168,11 @@ class Trainer(Generic[NetworkT]):
             try:
                 return self._step(pool.draw(self.batch))
             except torch.OutOfMemoryError as error:
+                if not self._alone:
+                    raise DeviceError(
+                        f"the memory of {self.device} is full with {self.batch} crops of {pool.crop} pixels; set a"
+                        " smaller batch or crop: processes that train together cannot change it under way"
+                    ) from error
                 if self.batch == 1:
                     raise DeviceError(
                         f"the memory of {self.device} is full even with one crop of {pool.crop} pixels; set a"
@@ -174,10 +187,10 @@ class Trainer(Generic[NetworkT]):
             group["lr"] = self.config.learning_rate * self.config.rate(self.step_number)
         self.network.train()
         with autocast(self.device):
-            output = self.network(batch.x.contiguous(memory_format=self._format))
+            output = self._shared(batch.x.contiguous(memory_format=self._format))
         loss = self._loss(output, batch)
         self._optimizer.zero_grad()
-        self._scaler.scale(loss).backward()
+        self._backward(self._scaler.scale(loss))
         self._scaler.unscale_(self._optimizer)
         nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP_NORM)
         self._scaler.step(self._optimizer)
@@ -195,6 +208,27 @@ class Trainer(Generic[NetworkT]):
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
         )
+
+    def parts(self) -> dict[str, Any]:
+        """Return what another process makes the same trainer of; see `of_parts`."""
+        return {
+            "network": self.network,
+            "config": self.config,
+            "batch": self.batch,
+            "loss": self._own_loss,
+            "state": self.state(),
+        }
+
+    @classmethod
+    def of_parts(cls, parts: Mapping[str, Any], device: torch.device) -> Self:
+        """Return a trainer like the one whose `parts` these are, on another device."""
+        made = cls(parts["network"], parts["config"], parts["batch"], device, parts["loss"])
+        made.load_state(parts["state"])
+        return made
+
+    def share(self, fabric: "Fabric") -> None:
+        """Train on with the other processes of a launched Fabric: gradients are those of all batches, averaged."""
+        self._shared, self._backward, self._alone = fabric.setup_module(self.network), fabric.backward, False
 
     def state(self) -> dict[str, Tensor]:
         """Return everything needed to go on, as CPU tensors."""

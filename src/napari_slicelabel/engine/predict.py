@@ -46,6 +46,10 @@ class Tiling(NamedTuple):
         count = math.ceil((length - overlap) / (tile - overlap))
         return cls(tuple(round(number * (length - tile) / (count - 1)) for number in range(count)), tile)
 
+    def touching(self, first: int, end: int) -> list[int]:
+        """Return the numbers of the tiles that hold anything of ``first .. end``."""
+        return [number for number, start in enumerate(self.starts) if start < end and start + self.size > first]
+
     def ramp(self, number: int) -> "NDArray[np.float32]":
         """Return the weight of tile `number` along it: 1 in the middle, falling linearly where it meets a neighbour."""
         position = np.arange(self.size, dtype=np.float32) + 0.5

@@ -101,8 +101,8 @@ class SliceStore:
                 self._array = zarr.open_array(self.folder / "0", mode="r+")
         return self._array
 
-    def write(self, index: int, values: "NDArray[np.uint8]") -> None:
-        """Replace slice `index` by `values` of shape (h, w).
+    def create(self) -> None:
+        """Make it, if it is not there: for those who write from several processes, before they do.
 
         Raises
         ------
@@ -112,7 +112,30 @@ class SliceStore:
         with self._errors("write"):
             if not self.exists:
                 self._create()
+
+    def write(self, index: int, values: "NDArray[np.uint8]") -> None:
+        """Replace slice `index` by `values` of shape (h, w).
+
+        Raises
+        ------
+        StorageError
+            Disk full, no permission.
+        """
+        self.create()
+        with self._errors("write"):
             self.array()[self._key(index)] = np.expand_dims(values, AXES.index(self._axis))
+
+    def write_box(self, box: Box, values: "NDArray[np.uint8]") -> None:
+        """Replace a block by `values` of shape (z, y, x). Processes that write at once must share no chunk.
+
+        Raises
+        ------
+        StorageError
+            Disk full, no permission.
+        """
+        self.create()
+        with self._errors("write"):
+            self.array()[box.slices] = values
 
     def _key(self, index: int) -> tuple[slice, ...]:
         return SliceRef(self._axis, index).box(self._volume.shape).slices

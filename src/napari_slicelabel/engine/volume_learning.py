@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field, JsonValue
 
 from napari_slicelabel.data.boxes import Box
+from napari_slicelabel.engine import several_devices
 from napari_slicelabel.engine.augment import NO_AUGMENTATION, Augmentation
 from napari_slicelabel.engine.block_sampling import Block, BlockPool, BlockSampling, ShapesOf, block_boxes
 from napari_slicelabel.engine.blocks import BlockPredictor, BlockReader, ShapeBlocks, crop_size
@@ -41,6 +42,7 @@ from napari_slicelabel.engine.volume_networks import (
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from napari_slicelabel.engine.context import RunContext
 
@@ -127,6 +129,13 @@ class VolumeLearningConfig(MethodConfig):
     )
     fold_iterations: int = Field(
         50, ge=1, le=100_000, json_schema_extra={"step": 10}, description="Training steps per held-out fold."
+    )
+    devices: int = Field(
+        1,
+        ge=1,
+        le=64,
+        json_schema_extra={"step": 1},
+        description="GPUs to train on, each with a batch of its own in every step; with device=cpu processes.",
     )
     pool_mb: int = Field(
         1024,
@@ -337,12 +346,26 @@ class VolumeLearner:
 
     def train(self, trainer: Trainer[NetworkT], pool: Crops, steps: int, stage: str) -> Iterator[Event]:
         """Train, until the run is to stop."""
-        for number, loss in enumerate(trainer.steps(pool, steps), 1):
+        number = 0
+        for loss in self._losses(trainer, pool, steps):
+            if loss is None:
+                yield Progress(stage, number, steps, f"{self.config.devices} processes")
+                if self.context.stop():
+                    return
+                continue
+            number += 1
             yield Progress(stage, number, steps)
             if number % _METRIC_EVERY == 0 or number == steps:
                 yield Metric("loss", check_loss(float(loss)), trainer.step_number)
             if self.context.stop():
                 return
+
+    def _losses(self, trainer: Trainer[NetworkT], pool: Crops, steps: int) -> "Iterator[Tensor | None]":
+        """Take the steps, here or on several devices; None says that nothing has ended yet."""
+        devices, context = self.config.devices, self.context
+        if devices == 1:
+            return trainer.steps(pool, steps)
+        return several_devices.steps(trainer, pool, steps, devices=devices, rng=context.rng, folder=context.folder)
 
     # -- predicting ---------------------------------------------------------------------------------------------------
 
