@@ -46,6 +46,16 @@ TINY = {
     "shapes": "on",
     "device": "cpu",
 }
+TINY_2D = {
+    "iterations": 3,
+    "rounds": 0,
+    "transfer_iterations": 0,
+    "width": 8,
+    "batch": 2,
+    "crop_px": 32,
+    "calibrate": "off",
+    "device": "cpu",
+}
 
 
 @pytest.fixture
@@ -68,9 +78,12 @@ def trainer(seed: int = 0) -> Trainer[DenseVoxNet]:
     return Trainer(DenseVoxNet((1,), 2), FitConfig(20, ema=0.0), 1, CPU)
 
 
-def labels_of(project: Project, **settings: object) -> tuple[NDArray[np.uint8], list[float]]:
+def labels_of(
+    project: Project, method: str = "gradual-3d", **settings: object
+) -> tuple[NDArray[np.uint8], list[float]]:
     """Run, and return the labels and the losses."""
-    events = list(run(project, build_config("gradual-3d", {**TINY, **settings})))
+    values = {**(TINY if method == "gradual-3d" else TINY_2D), **settings}
+    events = list(run(project, build_config(method, values)))
     folder = project.run_folder(project.run_ids()[-1])
     assert not list(folder.glob(".devices*"))
     losses = [event.value for event in events if isinstance(event, Metric) and event.name == "loss"]
@@ -82,6 +95,15 @@ def test_the_same_seed_gives_the_same_labels_twice(ball_project: Project) -> Non
     second, again = labels_of(ball_project, devices=2)
     assert losses == again
     np.testing.assert_array_equal(first, second)
+
+
+def test_2d_networks_learn_on_several_devices_too(ball_project: Project) -> None:
+    labels, losses = labels_of(ball_project, "self-label", devices=2)
+    assert losses
+    assert np.isfinite(losses).all()
+    # the annotated slices are what was painted, and the others were filled
+    assert set(np.unique(labels)) <= {0, 1}
+    assert labels[6].any()
 
 
 def test_gradients_are_averaged_and_the_trainer_goes_on(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 from pydantic import Field, JsonValue
 
 from napari_slicelabel.data.boxes import Box
-from napari_slicelabel.engine import several_devices
 from napari_slicelabel.engine.augment import NO_AUGMENTATION, Augmentation
 from napari_slicelabel.engine.block_sampling import Block, BlockPool, BlockSampling, ShapesOf, block_boxes
 from napari_slicelabel.engine.blocks import BlockPredictor, BlockReader, ShapeBlocks, crop_size
@@ -29,9 +28,10 @@ from napari_slicelabel.engine.config import MethodConfig
 from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
-from napari_slicelabel.engine.fit import Crops, FitConfig, NetworkT, Trainer, check_loss
+from napari_slicelabel.engine.fit import Crops, FitConfig, NetworkT, Trainer
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.regions import Known
+from napari_slicelabel.engine.training import fit_config, train
 from napari_slicelabel.engine.volume_networks import (
     DENSEVOXNET_LEVELS,
     Architecture,
@@ -42,11 +42,9 @@ from napari_slicelabel.engine.volume_networks import (
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from napari_slicelabel.engine.context import RunContext
 
-_METRIC_EVERY = 10
 
 # Of 1e6 voxels, with the default network: on one CPU core with bfloat16 as measured, on a GPU as guessed. For the plan.
 _TRAIN_S, _PREDICT_S = 2.3, 1.4
@@ -280,17 +278,8 @@ class VolumeLearner:
 
     def fit(self, steps: int) -> FitConfig:
         """Return how a network is trained in `steps`."""
-        config = self.config
-        return FitConfig(
-            steps=steps,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            schedule=config.schedule,
-            # the running mean knows nothing of batch norm's statistics
-            ema=0.0 if config.network == "densevoxnet" else config.ema,
-            dice_weight=config.dice_weight,
-            warmup=0.0 if config.schedule == "constant" else 0.15,
-        )
+        # the running mean knows nothing of batch norm's statistics
+        return fit_config(self.config, steps, running_mean=self.config.network != "densevoxnet")
 
     def pool(self, *, pseudo: bool, without: Collection[Slot] = ()) -> BlockPool:
         """Return the blocks to learn from, those with human labels first, each kind in random order.
@@ -346,26 +335,7 @@ class VolumeLearner:
 
     def train(self, trainer: Trainer[NetworkT], pool: Crops, steps: int, stage: str) -> Iterator[Event]:
         """Train, until the run is to stop."""
-        number = 0
-        for loss in self._losses(trainer, pool, steps):
-            if loss is None:
-                yield Progress(stage, number, steps, f"{self.config.devices} processes")
-                if self.context.stop():
-                    return
-                continue
-            number += 1
-            yield Progress(stage, number, steps)
-            if number % _METRIC_EVERY == 0 or number == steps:
-                yield Metric("loss", check_loss(float(loss)), trainer.step_number)
-            if self.context.stop():
-                return
-
-    def _losses(self, trainer: Trainer[NetworkT], pool: Crops, steps: int) -> "Iterator[Tensor | None]":
-        """Take the steps, here or on several devices; None says that nothing has ended yet."""
-        devices, context = self.config.devices, self.context
-        if devices == 1:
-            return trainer.steps(pool, steps)
-        return several_devices.steps(trainer, pool, steps, devices=devices, rng=context.rng, folder=context.folder)
+        return train(self.context, trainer, pool, steps, stage, devices=self.config.devices)
 
     # -- predicting ---------------------------------------------------------------------------------------------------
 

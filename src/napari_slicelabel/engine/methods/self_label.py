@@ -32,7 +32,7 @@ from napari_slicelabel.engine.config import MethodConfig
 from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
-from napari_slicelabel.engine.fit import FitConfig, Trainer, check_loss
+from napari_slicelabel.engine.fit import Trainer
 from napari_slicelabel.engine.flow import between
 from napari_slicelabel.engine.flow_config import FlowConfig
 from napari_slicelabel.engine.losses import IGNORE
@@ -42,6 +42,7 @@ from napari_slicelabel.engine.predict import predict_bands, with_smaller_tiles
 from napari_slicelabel.engine.regions import Known, Rule, accepted, front_rounds
 from napari_slicelabel.engine.sampling import Plane, PlanePool, SamplingConfig
 from napari_slicelabel.engine.shapes import Shapes
+from napari_slicelabel.engine.training import fit_config, train
 from napari_slicelabel.engine.work import Stack, Work
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 
 NAME = "self-label"
 
-_METRIC_EVERY = 10
 _SAVE_EVERY_S = 30.0
 
 # Of 1e6 pixels: on two CPU cores as measured with the default network, on a GPU as guessed. For the plan.
@@ -205,6 +205,13 @@ class SelfLabelConfig(MethodConfig):
     )
     fold_iterations: int = Field(
         80, ge=1, le=100_000, json_schema_extra={"step": 10}, description="Training steps per held-out fold."
+    )
+    devices: int = Field(
+        1,
+        ge=1,
+        le=64,
+        json_schema_extra={"step": 1},
+        description="GPUs to train on, each with a batch of its own in every step; with device=cpu processes.",
     )
     transfer_iterations: int = Field(
         100,
@@ -451,25 +458,11 @@ class SelfLabelling:
         return self.config.iterations + len(self.rounds) * self.config.round_iterations
 
     def _trainer(self, network: NetworkConfig, steps: int) -> Trainer[SliceNetwork]:
-        config = self.config
-        fit = FitConfig(
-            steps=steps,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            schedule=config.schedule,
-            ema=config.ema,
-            dice_weight=config.dice_weight,
-            warmup=0.0 if config.schedule == "constant" else 0.15,
-        )
-        return Trainer(SliceNetwork(network), fit, config.batch, self.context.device)
+        fit = fit_config(self.config, steps)
+        return Trainer(SliceNetwork(network), fit, self.config.batch, self.context.device)
 
     def _train(self, trainer: Trainer[SliceNetwork], pool: PlanePool, steps: int, stage: str) -> Iterator[Event]:
-        for number, loss in enumerate(trainer.steps(pool, steps), 1):
-            yield Progress(stage, number, steps)
-            if number % _METRIC_EVERY == 0 or number == steps:
-                yield Metric("loss", check_loss(float(loss)), trainer.step_number)
-            if self.context.stop():
-                return
+        return train(self.context, trainer, pool, steps, stage, devices=self.config.devices)
 
     def _round(self, trainer: Trainer[SliceNetwork], number: int) -> Iterator[Event]:
         """Label the next slices of every front, and train on."""
