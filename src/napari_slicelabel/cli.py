@@ -464,6 +464,7 @@ def methods(*, as_json: Annotated[Flag, Parameter(name="--json")] = False) -> No
         {
             name: {
                 "title": method.title,
+                "known": method.known,
                 "presets": {preset: dict(values) for preset, values in method.config.PRESETS.items()},
                 "parameters": _parameters(method.config),
             }

@@ -19,6 +19,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_slicelabel.engine.methods import METHODS
 from napari_slicelabel.gui.session import KEYS
 
 if TYPE_CHECKING:
@@ -67,6 +68,18 @@ def test_everything_that_can_be_used_has_a_tooltip(bench: Bench, stack: Sample) 
         if not explained(widget, bench.dock)
     ]
     assert not without, "\n".join(without)
+
+
+def test_the_panel_says_what_is_known_of_each_method(bench: Bench, stack: Sample) -> None:
+    bench.start(stack.image)
+    panel = bench.panel("PropagatePanel")
+    for index in range(panel.method.count()):
+        panel.method.setCurrentIndex(index)
+        method = METHODS[panel.method.currentData()]
+        assert method.title in panel.known.text()
+        assert method.known in panel.known.text()
+        # what stands in the list can be read whole
+        assert panel.method.fontMetrics().horizontalAdvance(panel.method.currentText()) < panel.method.width() - 30
 
 
 GUI = Path(__file__).resolve().parents[2] / "src" / "napari_slicelabel" / "gui"

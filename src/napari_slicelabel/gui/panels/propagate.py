@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from napari_slicelabel.gui.workspace import Workspace
 
 _NAMES = {
-    "interpolate": "Interpolate shapes (seconds)",
-    "flow": "Flow: carries labels along (a minute)",
-    "self-label": "Self-label: learns (minutes)",
-    "gradual-3d": "Gradual 3D: learns in 3D (several minutes)",
-    "self-train": "Self-train: 2D and 3D vote (over lunch)",
+    "interpolate": "Interpolate (seconds)",
+    "flow": "Flow (a minute)",
+    "self-label": "Self-label (minutes)",
+    "gradual-3d": "Gradual 3D (more minutes)",
+    "self-train": "Self-train (over lunch)",
 }
 _PREFERRED = "self-label"
 _STAGES = {
@@ -70,6 +70,9 @@ class PropagatePanel(Panel):
         choice.setSpacing(4)
         choice.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         choice.addRow("Method", self.method)
+        self.known = text_label(tip="What we know of this method; figures are in docs/benchmarks.md.")
+        self.known.setObjectName("aside")
+        choice.addRow(self.known)
         self.column.addLayout(choice)
         self.form: ConfigForm | None = None
         self._forms: dict[str, ConfigForm] = {}
@@ -184,6 +187,7 @@ class PropagatePanel(Panel):
 
     def _choose_method(self) -> None:
         name, before = self.method.currentData(), self.config()
+        self.known.setText(f"{METHODS[name].title}. {METHODS[name].known}")
         if name not in self._forms:
             form = ConfigForm(METHODS[name].config(device=settings().device))
             form.config_changed.connect(lambda _config: self._config_changed())
