@@ -4,8 +4,8 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ from napari_slicelabel.engine.stores import SliceStore
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -61,6 +61,19 @@ class Slot:
 
     volume: str
     index: int
+
+
+def fill_state(filled: Iterable[Slot], digest: str) -> dict[str, JsonValue]:
+    """Return what a method keeps of its last stage: the slices that are filled, and the annotation they follow from."""
+    return {"filled": [asdict(slot) for slot in sorted(filled)], "annotation": digest}
+
+
+def filled_before(extra: Mapping[str, JsonValue], digest: str) -> tuple[Slot, ...]:
+    """Return what need not be filled again: nothing, once something was painted that speaks for its neighbours."""
+    kept = extra.get("filled")
+    if not isinstance(kept, list) or extra.get("annotation") != digest:
+        return ()
+    return tuple(Slot(**slot) for slot in kept if isinstance(slot, dict))  # type: ignore[arg-type]
 
 
 class RunContext:

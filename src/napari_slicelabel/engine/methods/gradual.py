@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, JsonValue
+from pydantic import Field
 from torch import Tensor
 
 from napari_slicelabel.data.boxes import Box
 from napari_slicelabel.engine.confidence import FOLDS, LEAST_FOR_CALIBRATION, Calibration, HeldOut, Labelled, mean_dice
-from napari_slicelabel.engine.context import Slot
+from napari_slicelabel.engine.context import Slot, fill_state, filled_before
 from napari_slicelabel.engine.events import Event, Metric, Progress
 from napari_slicelabel.engine.fit import Trainer
 from napari_slicelabel.engine.losses import IGNORE
@@ -290,7 +290,7 @@ class Gradual:
             ended = worse or (churn is not None and number > 0 and churn < self.config.churn)
             self._save(trainer.state(), done=number + 1, best=best, ended=ended)
         yield from self._settle(trainer, settled=bool(extra.get("settled", False)))
-        yield from self._finish(trainer, self._filled(extra))
+        yield from self._finish(trainer, filled_before(extra, self.digest))
 
     def _save(
         self,
@@ -311,18 +311,10 @@ class Gradual:
                 "best": best,
                 "ended": ended,
                 "settled": settled,
-                "filled": [asdict(slot) for slot in sorted(filled)],
-                "annotation": self.digest,
+                **fill_state(filled, self.digest),
                 "shape_classes": list(self.learner.network.shape_classes),
             },
         )
-
-    def _filled(self, extra: dict[str, JsonValue]) -> tuple[Slot, ...]:
-        """Return what need not be filled again: nothing, once something was painted that speaks for its neighbours."""
-        kept = extra.get("filled")
-        if not isinstance(kept, list) or not kept or extra.get("annotation") != self.digest:
-            return ()
-        return tuple(Slot(**slot) for slot in kept if isinstance(slot, dict))  # type: ignore[arg-type]
 
     def _round(self, trainer: Trainer[VolumeNetwork], number: int) -> Generator[Event, None, float | None]:
         """Label what the region has grown by, and train on; return the share of older pseudo-labels that changed."""

@@ -29,7 +29,7 @@ from napari_slicelabel.engine.confidence import (
     sample_known,
 )
 from napari_slicelabel.engine.config import MethodConfig
-from napari_slicelabel.engine.context import Slot
+from napari_slicelabel.engine.context import Slot, fill_state, filled_before
 from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
 from napari_slicelabel.engine.fit import Trainer
@@ -425,7 +425,7 @@ class SelfLabelling:
                 break
             yield from self._round(trainer, number)
             self._save(trainer.state(), done=number + 1)
-        yield from self._finish(trainer, self._filled(extra))
+        yield from self._finish(trainer, filled_before(extra, self.digest))
 
     def _save(self, tensors: dict[str, Tensor], *, done: int, filled: Iterable[Slot] = ()) -> None:
         """Put on disk what a resume starts from: `done` rounds, -1 = nothing trained; `filled` slices of the fill."""
@@ -434,18 +434,10 @@ class SelfLabelling:
             {
                 "calibration": asdict(self.calibration),
                 "done": done,
-                "filled": [asdict(slot) for slot in sorted(filled)],
-                "annotation": self.digest,
+                **fill_state(filled, self.digest),
                 "shape_classes": list(self.network.shape_classes),
             },
         )
-
-    def _filled(self, extra: dict[str, JsonValue]) -> tuple[Slot, ...]:
-        """Return what need not be filled again: nothing, once something was painted that speaks for its neighbours."""
-        kept = extra.get("filled")
-        if not isinstance(kept, list) or not kept or extra.get("annotation") != self.digest:
-            return ()
-        return tuple(Slot(**slot) for slot in kept if isinstance(slot, dict))  # type: ignore[arg-type]
 
     def _keep_shape_classes(self, kept: JsonValue) -> None:
         """Go on with the shapes that the trained network sees: slices painted since could speak for other ones."""

@@ -29,7 +29,7 @@ from napari_slicelabel.data.files import storage_errors
 from napari_slicelabel.engine.block_sampling import Block, BlockPool, ShapesOf, block_boxes
 from napari_slicelabel.engine.blocks import BlockPredictor, along, crop_size
 from napari_slicelabel.engine.confidence import FOLDS, LEAST_FOR_CALIBRATION, Calibration, Labelled, label, true_dice
-from napari_slicelabel.engine.context import Slot
+from napari_slicelabel.engine.context import Slot, fill_state, filled_before
 from napari_slicelabel.engine.densevoxnet import AUXILIARY_WEIGHT, DenseVoxNet
 from napari_slicelabel.engine.events import Event, Metric, Progress
 from napari_slicelabel.engine.fit import Trainer
@@ -425,10 +425,7 @@ class SelfTraining:
                 return
             tensors = found
             self._save(tensors, done=number)
-        filled: Iterable[Slot] = ()
-        if extra.get("annotation") == self.digest:
-            kept = extra.get("filled")
-            filled = [Slot(**slot) for slot in kept] if isinstance(kept, list) else ()  # type: ignore[arg-type]
+        filled = filled_before(extra, self.digest)
         yield from self._fill(tensors, filled, last_stage=len(stages) - 1)
 
     def _save(self, tensors: Mapping[str, Tensor], *, done: int, filled: Iterable[Slot] = ()) -> None:
@@ -437,8 +434,7 @@ class SelfTraining:
             {
                 "calibration": asdict(self.learner.calibration),
                 "done": done,
-                "filled": [asdict(slot) for slot in sorted(filled)],
-                "annotation": self.digest,
+                **fill_state(filled, self.digest),
                 "shape_classes": list(self.learner.network.shape_classes),
                 "voters": list(self.voters),
                 "model": self.model,
