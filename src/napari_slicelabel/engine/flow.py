@@ -297,9 +297,9 @@ class Flow:
             yield from self._train("learn what corresponds", self.config.iterations)
             if self.context.stop():
                 return
-        self._look()
-        painted = self._painted()
         known = extra if earlier is None else dict(earlier.extra)
+        self._look(known.get("residual"))
+        painted = self._painted()
         measured_with = cast("int", known.get("measured_with", 0))
         annotated = sum(len(self.context.annotated(name)) for name in self.context.volumes)
         if annotated < 2 * measured_with:
@@ -341,6 +341,7 @@ class Flow:
             "classes": list(self.context.class_ids),
             "calibration": asdict(self.calibration),
             "measured_with": self._measured_with,
+            "residual": self._residual,
             "stages": stages,
             "stale": [asdict(slot) for slot in sorted(self._stale)],
         }
@@ -551,11 +552,11 @@ class Flow:
         yield from self._train("learn what corresponds", self.config.iterations)
         self._look()
 
-    def _look(self) -> None:
-        """Take note of what the network says of slices that are as they should be."""
+    def _look(self, residual: "JsonValue" = None) -> None:
+        """Take note of what the network says of slices that are as they should be, unless that is known."""
         self.network.eval()
         self._token = self._network_token()
-        self._residual = self._measure_residual()
+        self._residual = residual if isinstance(residual, float) else self._measure_residual()
 
     def _train(self, stage: str, steps: int) -> Iterator[Event]:
         if not steps:
