@@ -47,7 +47,9 @@ def method(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], FakeConfig]:
     """Puts a function into METHODS as ``fake`` and returns a config of it."""
 
     def install(propagate: Any) -> FakeConfig:
-        monkeypatch.setitem(METHODS, "fake", Method("fake", "made for a test", FakeConfig, propagate, no_work))
+        monkeypatch.setitem(
+            METHODS, "fake", Method("fake", "made for a test", "Nothing.", FakeConfig, propagate, no_work)
+        )
         return FakeConfig(device="cpu")
 
     return install
