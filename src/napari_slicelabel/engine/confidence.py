@@ -5,6 +5,7 @@ may be at their distance from the nearest annotated slice, and the correction gr
 slice to that.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -57,6 +58,13 @@ class Calibration:
     def temperature_at(self, distance: float) -> float:
         """Return the temperature for a slice at a distance from the nearest annotated one."""
         return float(np.clip(1 + (self.temperature - 1) * self._share(distance), *_TEMPERATURES))
+
+    def distance(self, nearest: int | None) -> int:
+        """Return the distance to correct for, where `nearest` is that of the nearest annotated slice, if there is one.
+
+        Of a volume without annotated slices nothing is known but that it is further away than what was measured.
+        """
+        return math.ceil(2 * self.reference) if nearest is None else nearest
 
     def corrected(self, expected: float, distance: float) -> float:
         """Return the expected Dice of a slice, corrected for its distance."""

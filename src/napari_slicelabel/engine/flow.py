@@ -45,7 +45,6 @@ from napari_slicelabel.engine.correspondence import (
 )
 from napari_slicelabel.engine.earlier import EarlierRun
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
-from napari_slicelabel.engine.fit import check_loss
 from napari_slicelabel.engine.flow_config import FlowConfig
 from napari_slicelabel.engine.flow_model import describe, fitting_weights, model_folder
 from napari_slicelabel.engine.guided import (
@@ -65,6 +64,7 @@ from napari_slicelabel.engine.predict import Band
 from napari_slicelabel.engine.refinement import refine, refined_store, refinement_config, refinement_work
 from napari_slicelabel.engine.regions import Known
 from napari_slicelabel.engine.scratch import Scratch
+from napari_slicelabel.engine.training import told
 from napari_slicelabel.engine.volume_learning import VolumeLearningConfig
 from napari_slicelabel.engine.work import Stack, Work
 
@@ -82,7 +82,6 @@ T = TypeVar("T")
 _FEATURES: OrderedDict[tuple[str, str, str, int], Tensor] = OrderedDict()
 
 _MOST_HELD_OUT = 4
-_METRIC_EVERY = 10
 _RUNS = 24
 _TILE_PX = 1024
 _OVERLAP_PX = 32
@@ -138,7 +137,8 @@ def propagate(context: "RunContext", config: FlowConfig) -> Iterator[Event]:
     the annotated slice too, by the affinity of their features in a window (S4). Unknown pixels of an annotated slice
     are a label of their own, which is taken out at the end. In a gap with two ends both chains go on to the annotated
     slice at the other end, which tells how much each has lost on the way; the two are added with the inverse of what
-    each is expected to have lost so far as weights, and with ``shapes`` of what interpolation says.
+    each is expected to have lost so far as weights, pixel by pixel times how far the ways there and back agree (see
+    `carried.trust`), and with ``shapes`` of what interpolation says.
 
     Intensities are carried along. A pixel whose intensity the slices before do not explain is one that they have no
     label for: its confidence falls. A slice of which that is true as a whole is damaged: it gets the labels carried to
@@ -150,7 +150,7 @@ def propagate(context: "RunContext", config: FlowConfig) -> Iterator[Event]:
     resume goes on behind the last one; where the annotation has changed since, from *calibrate* on.
 
     Memory holds the features of a few slices (of up to ``cache_mb``, which stay for the next run in this process), and
-    one gap's labels are on disk in the run's folder.
+    one gap's labels; those of a long gap are on disk in the run's folder.
     """
     context.need_annotated("carry labels from")
     yield from Flow(context, config).run()
@@ -559,11 +559,12 @@ class Flow:
         self._residual = residual if isinstance(residual, float) else self._measure_residual()
 
     def _train(self, stage: str, steps: int) -> Iterator[Event]:
-        if not steps:
-            return
-        runs = self._runs()
-        if not runs:
-            return
+        runs = self._runs() if steps else []
+        if runs:
+            yield from told(self.context, self._steps(runs, steps), steps, stage)
+
+    def _steps(self, runs: Sequence[Tensor], steps: int) -> Iterator[Tensor]:
+        """Take steps of training, yielding the loss after each."""
         chains = min(len(run) for run in runs) > 2 * self.config.gap_low
         optimizer = torch.optim.AdamW(
             self.network.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay
@@ -576,11 +577,7 @@ class Flow:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
             optimizer.step()
-            yield Progress(stage, number, steps)
-            if number % _METRIC_EVERY == 0 or number == steps:
-                yield Metric("loss", check_loss(float(loss.detach())), number)
-            if self.context.stop():
-                return
+            yield loss.detach()
 
     def _draws(self, share: float) -> bool:
         return share > 0 and self.context.rng.random() < share

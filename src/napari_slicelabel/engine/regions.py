@@ -455,3 +455,13 @@ class Known:
         """Return how far away the nearest annotated slice is; None where none speaks for this one."""
         piece = self.context.piece(slot.volume, slot.index)
         return piece.distance(slot.index) if piece else None
+
+    def left_out(self, slot: Slot, held_out: Collection[Slot]) -> set[int]:
+        """Return the annotated slices that do not speak for a slice: held out, or behind a stop."""
+        return {other.index for other in held_out if other.volume == slot.volume} | self.beyond(slot)
+
+    def held_out_distance(self, slot: Slot, held_out: Collection[Slot]) -> int:
+        """Return how far away the nearest annotated slice is that is not held out; the depth where none speaks."""
+        others = set(self.context.annotated(slot.volume)) - self.left_out(slot, held_out)
+        depth = self.context.volume(slot.volume).depth(self.context.axis)
+        return min((abs(slot.index - index) for index in others), default=depth)

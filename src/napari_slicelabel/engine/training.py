@@ -1,6 +1,6 @@
 """What methods that train a network do alike: how, for how long, on how many devices, and what is told of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from napari_slicelabel.engine import several_devices
@@ -78,15 +78,50 @@ def train(
     Event
         Progress at every step, the loss at every tenth.
     """
+    losses = _losses(context, trainer, pool, steps, devices)
+    return told(context, losses, steps, stage, begun=trainer.step_number, waiting=f"{devices} processes")
+
+
+def told(
+    context: "RunContext",
+    losses: "Iterable[Tensor | None]",
+    steps: int,
+    stage: str,
+    *,
+    begun: int = 0,
+    waiting: str = "",
+) -> Iterator[Event]:
+    """Take steps of training, and tell of them, until the run is to stop.
+
+    Parameters
+    ----------
+    context : RunContext
+        Of the run.
+    losses : iterable of Tensor or None
+        Takes a step each time; None says that nothing has ended yet.
+    steps : int
+        How many there are.
+    stage : str
+        What it is called in progress.
+    begun : int
+        Steps that the network was trained before.
+    waiting : str
+        What is said while nothing ends.
+
+    Yields
+    ------
+    Event
+        As `train`.
+    """
     number = 0
-    for loss in _losses(context, trainer, pool, steps, devices):
+    for loss in losses:
         if loss is None:
-            yield Progress(stage, number, steps, f"{devices} processes")
+            yield Progress(stage, number, steps, waiting)
         else:
             number += 1
             yield Progress(stage, number, steps)
             if number % _METRIC_EVERY == 0 or number == steps:
-                yield Metric("loss", check_loss(float(loss)), trainer.step_number)
+                yield Metric("loss", check_loss(float(loss)), begun + number)
         if context.stop():
             return
 

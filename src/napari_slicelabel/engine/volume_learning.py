@@ -1,7 +1,6 @@
 """What the 3D methods share: what a network is fed, trained on and asked, over all volumes of a run."""
 
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -380,9 +379,7 @@ class VolumeLearner:
 
     def distance(self, slot: Slot) -> int:
         """Return how far the nearest annotated slice is, for the calibration."""
-        distance = self.known.distance(slot)
-        # of a volume without annotated slices nothing is known but that it is further away than what was measured
-        return math.ceil(2 * self.calibration.reference) if distance is None else distance
+        return self.calibration.distance(self.known.distance(slot))
 
     def write(self, slot: Slot, labelled: Labelled, provenance: str) -> SliceDone:
         """Write a slice of the result."""
@@ -452,15 +449,9 @@ class VolumeLearner:
                         yield Progress(stage, done, total, f"{name} {self.context.axis}{slot.index}")
                     bands = predictor.bands(slot.index)
                     probability = np.concatenate([values[:, picked[rows]] for rows, values in bands], axis=1)
-                    yield HeldOut(probability, target[picked], self._held_out_distance(slot, held_out))
+                    yield HeldOut(probability, target[picked], self.known.held_out_distance(slot, held_out))
             finally:
                 predictor.close()
-
-    def _held_out_distance(self, slot: Slot, held_out: Sequence[Slot]) -> int:
-        left = {index for index in self.context.annotated(slot.volume) if Slot(slot.volume, index) not in held_out}
-        left -= self.known.beyond(slot)
-        depth = self.context.volume(slot.volume).depth(self.context.axis)
-        return min((abs(slot.index - index) for index in left), default=depth)
 
 
 def voxel_seconds(config: VolumeLearningConfig) -> tuple[float, float]:

@@ -573,15 +573,13 @@ class SelfLabelling:
     def _judge(self, network: SliceNetwork, slot: Slot, held_out: Sequence[Slot]) -> HeldOut:
         target = self.known.human(slot)
         picked = sample_known(target, self.context.rng)
-        read = self._reader(network, slot, self.shapes, self._left_out(slot, held_out))
+        read = self._reader(network, slot, self.shapes, self.known.left_out(slot, held_out))
 
         def work(tile: int) -> "NDArray[np.float32]":
             bands = predict_bands(network, read, target.shape, self.context.device, tile=tile)
             return np.concatenate([probability[:, picked[rows]] for rows, probability in bands], axis=1)
 
-        others = set(self.context.annotated(slot.volume)) - self._left_out(slot, held_out)
-        depth = self.context.volume(slot.volume).depth(self.context.axis)
-        distance = min((abs(slot.index - index) for index in others), default=depth)
+        distance = self.known.held_out_distance(slot, held_out)
         return HeldOut(with_smaller_tiles(work, self.context.device), target[picked], distance)
 
     # -- reading and writing slices -----------------------------------------------------------------------------------
@@ -622,9 +620,7 @@ class SelfLabelling:
         return with_smaller_tiles(work, self.context.device)
 
     def _distance(self, slot: Slot) -> int:
-        distance = self.known.distance(slot)
-        # of a volume without annotated slices nothing is known but that it is further away than what was measured
-        return math.ceil(2 * self.calibration.reference) if distance is None else distance
+        return self.calibration.distance(self.known.distance(slot))
 
     def _write(self, slot: Slot, labelled: Labelled, provenance: str) -> SliceDone:
         return self.context.write_slice(
@@ -677,7 +673,7 @@ class SelfLabelling:
         return PlanePool(planes(), network.image_planes, self.sampling, self.context.device, budget, self.context.rng)
 
     def _human_plane(self, network: NetworkConfig, slot: Slot, without: Sequence[Slot]) -> Plane:
-        left_out = self._left_out(slot, without)
+        left_out = self.known.left_out(slot, without)
         own = None
         if network.shape_classes and slot.index in self.shapes[slot.volume].anchors:
             own = self.shapes[slot.volume].at(slot.index)
@@ -700,15 +696,11 @@ class SelfLabelling:
             for name in self.sources
             for slot in (Slot(name, index) for index in self.context.slices(name))
             if slot.index not in self.context.annotated(name)
-            and self.complete[name].neighbours(slot.index, self._left_out(slot, without))
+            and self.complete[name].neighbours(slot.index, self.known.left_out(slot, without))
         ]
 
-    def _left_out(self, slot: Slot, without: Sequence[Slot]) -> set[int]:
-        """Return the annotated slices that do not speak for a slice: held out, or behind a stop."""
-        return {other.index for other in without if other.volume == slot.volume} | self.known.beyond(slot)
-
     def _interpolated_plane(self, network: NetworkConfig, slot: Slot, without: Sequence[Slot]) -> Plane:
-        left_out = self._left_out(slot, without)
+        left_out = self.known.left_out(slot, without)
         return Plane(
             PlaneReader(self.context.volume(slot.volume), self.context.axis, network).read_whole(slot.index),
             self._labels_between(slot, left_out),
