@@ -102,7 +102,8 @@ def test_nothing_out_of_reach_is_more_similar(rows: NDArray[np.float32], data: s
     level = covered_by(sims, data.draw(st.sets(st.integers(0, len(rows) - 1), max_size=4)))
     some = np.array(sorted(data.draw(st.sets(st.integers(0, len(rows) - 1), min_size=1, max_size=4))))
     wanted = np.array(data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows))))
-    columns = Reach(similarities.rows).above(level, wanted)(some)
+    with one_product_each() as pool:
+        columns = Reach(similarities.rows, pool).above(level, wanted)(some)
     assert wanted[columns].all()
     beyond = np.setdiff1d(np.flatnonzero(wanted), columns)
     assert (sims[some][:, beyond] <= level[beyond]).all()
@@ -112,7 +113,8 @@ def test_reach_leaves_most_of_a_long_stack_alone() -> None:
     angle = np.linspace(0, np.pi, 2000)
     similarities = Similarities(np.stack([np.cos(angle), np.sin(angle)], 1))
     level = similarities.to_all(np.arange(0, 2000, 200)).max(0)
-    columns = Reach(similarities.rows).above(level, np.ones(2000, bool))(np.arange(30))
+    with one_product_each() as pool:
+        columns = Reach(similarities.rows, pool).above(level, np.ones(2000, bool))(np.arange(30))
     assert len(columns) < 0.2 * 2000
 
 
@@ -137,7 +139,7 @@ def test_bounds_hold_while_slices_are_picked() -> None:
 
 
 def test_a_long_stack_is_not_compared_slice_by_slice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where slices change slowly far less than all pairs are looked at."""
+    """Where slices change slowly less than half of all pairs are looked at."""
     angle = np.linspace(0, np.pi, 4000)
     looked: list[int] = []
     near = Similarities._near
@@ -149,7 +151,7 @@ def test_a_long_stack_is_not_compared_slice_by_slice(monkeypatch: pytest.MonkeyP
     # every product goes through it
     monkeypatch.setattr(Similarities, "_near", counting)
     greedy_cover(Similarities(np.stack([np.cos(angle), np.sin(angle)], 1)), 10)
-    assert 4000 < sum(looked) < 0.3 * 4000**2
+    assert 4000 < sum(looked) < 0.5 * 4000**2
 
 
 # -- exchanges ------------------------------------------------------------------------------------------------------

@@ -15,11 +15,11 @@ from napari_slicelabel.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_FIRST, _MORE = 32, 1024
+_FIRST, _MORE = 32, 256
 """Slices that are measured together: few to begin with, of which one is likely to win."""
 
-_REFRESHED = 1024
-"""Slices whose bounds are lowered together."""
+_REFRESHED_FIRST, _REFRESHED_MORE = 128, 4096
+"""Slices whose bounds are lowered together: one of few is likely to win, and its gain rules most others out."""
 
 
 @dataclass(frozen=True)
@@ -189,15 +189,19 @@ def _next(search: Gains, weight: "NDArray[np.float64]") -> int:
         waiting = np.flatnonzero(~measured & (bound >= gain) & (bound > -np.inf))
         if not len(waiting):
             return pick
-        top = _highest(waiting, bound, _FIRST if pick < 0 else _MORE)
-        if not search.is_fresh(top).all():
-            stale = waiting[~search.is_fresh(waiting)]
-            search.refresh(_highest(stale, bound, _REFRESHED))
+        some = _highest(waiting, bound, _FIRST if pick < 0 else _MORE)
+        if search.is_fresh(some).all():
+            search.measure(some)
         else:
-            found = search.measure(top) / weight[top]
-            measured[top] = True
+            stale = waiting[~search.is_fresh(waiting)]
+            some = _highest(stale, bound, _REFRESHED_FIRST if pick < 0 else _REFRESHED_MORE)
+            search.refresh(some)
+            some = some[search.is_measured(some)]
+        if len(some):
+            measured[some] = True
+            found = search.bound[some] / weight[some]
             largest = float(found.max())
-            first = int(top[found == largest].min())
+            first = int(some[found == largest].min())
             if largest > gain or (largest == gain and first < pick):
                 gain, pick = largest, first
 

@@ -22,19 +22,27 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    Columns = Callable[[NDArray[np.intp]], NDArray[np.intp]]
+
 _GROUP = 64
 """Slices of a group, at least: consecutive ones look alike."""
 
 _MOST_GROUPS = 128
 
 _NEAR = 32
-"""Slices of a group for `Reach`."""
+"""Slices of a group for `Reach`, at least."""
+
+_KEPT = 2**26
+"""Numbers that `Reach` keeps, at most: 256 MB."""
 
 _CHUNK = 64
 """Slices, neighbours where possible, that are compared with others by one matrix product."""
 
-_COLUMNS = 1024
-"""The others of one product: it stays in the cache while its sum is taken."""
+_COLUMNS = 4096
+"""The others of one product, whose 1 MB stays in the cache while its sum is taken."""
+
+_SPAN = 2048
+"""Slices that count as neighbours where gains are lowered."""
 
 _FEW = 256
 """Candidates up to which gains are measured without bounding them first."""
@@ -108,27 +116,34 @@ class GroupBounds:
 class Reach:
     """Which slices some slices can be more similar to than a given similarity, without a look at any pair.
 
-    ``x · y <= x · mean + |x| radius`` for all y of a group of neighbours, by Cauchy and Schwarz.
+    ``x · y <= x · mean + |x| radius`` for all y of a group of neighbours, by Cauchy and Schwarz. The right-hand side is
+    kept for all slices and groups.
 
     Parameters
     ----------
     rows : ndarray of shape (n, d), float32
         Feature vectors.
+    pool : ThreadPoolExecutor
+        Where products are computed; see `one_product_each`.
     """
 
-    def __init__(self, rows: "NDArray[np.float32]") -> None:
-        self._rows = rows
-        self._lengths = np.linalg.norm(rows, axis=1)
-        self._starts = np.arange(0, len(rows), _NEAR)
+    def __init__(self, rows: "NDArray[np.float32]", pool: "ThreadPoolExecutor") -> None:
+        self._starts = np.arange(0, len(rows), max(_NEAR, -(-(len(rows) ** 2) // _KEPT)))
         self._sizes = np.diff(np.append(self._starts, len(rows)))
-        self._means = np.add.reduceat(rows, self._starts, axis=0) / self._sizes[:, None].astype(np.float32)
-        apart = np.linalg.norm(rows - np.repeat(self._means, self._sizes, axis=0), axis=1)
+        means = np.add.reduceat(rows, self._starts, axis=0) / self._sizes[:, None].astype(np.float32)
+        apart = np.linalg.norm(rows - np.repeat(means, self._sizes, axis=0), axis=1)
         # far above what float32 may have cost, far below what makes a difference
-        self._radius = np.maximum.reduceat(apart, self._starts) + np.float32(1e-3 * NORM)
+        radius = np.maximum.reduceat(apart, self._starts) + np.float32(1e-3 * NORM)
+        self._highest = np.empty((len(rows), len(self._starts)), np.float32)
 
-    def above(
-        self, level: "NDArray[np.float32]", wanted: "NDArray[np.bool_]"
-    ) -> "Callable[[NDArray[np.intp]], NDArray[np.intp]]":
+        def fill(first: int) -> None:
+            part = slice(first, first + _BOUNDED)
+            np.matmul(rows[part], means.T, out=self._highest[part])
+            self._highest[part] += np.linalg.norm(rows[part], axis=1)[:, None] * radius
+
+        list(pool.map(fill, range(0, len(rows), _BOUNDED)))
+
+    def above(self, level: "NDArray[np.float32]", wanted: "NDArray[np.bool_]") -> "Columns":
         """Return a function that tells which slices some slices may be more similar to than a level.
 
         Parameters
@@ -143,14 +158,10 @@ class Reach:
         callable
             Takes numbers of slices; returns those of the wanted slices that one of them may reach.
         """
-        groups = np.flatnonzero(np.logical_or.reduceat(wanted, self._starts))
-        lowest = np.minimum.reduceat(np.where(wanted, level, np.float32(np.inf)), self._starts)[groups]
-        means, radius = self._means[groups], self._radius[groups]
+        lowest = np.minimum.reduceat(np.where(wanted, level, np.float32(np.inf)), self._starts)
 
         def columns(indices: "NDArray[np.intp]") -> "NDArray[np.intp]":
-            highest = self._rows[indices] @ means.T + self._lengths[indices][:, None] * radius
-            near = np.zeros(len(self._starts), bool)
-            near[groups[(highest > lowest).any(0)]] = True
+            near = self._highest[indices].max(0) > lowest
             return np.flatnonzero(np.repeat(near, self._sizes) & wanted)
 
         return columns
@@ -184,9 +195,11 @@ class Gains:
         pool: "ThreadPoolExecutor",
     ) -> None:
         self._similarities, self._pool = similarities, pool
-        # of few slices all are measured at once: bounds of groups would cost more
-        self._groups = GroupBounds(similarities.rows, pool) if free.sum() > _FEW else None
-        self._reach = Reach(similarities.rows)
+        # of few slices all are measured at once: what groups can tell would cost more
+        many = free.sum() > _FEW
+        self._groups = GroupBounds(similarities.rows, pool) if many else None
+        self._reach = Reach(similarities.rows, pool) if many else None
+        self._since: dict[int, Columns] = {}
         self._history = np.empty((_ROUNDS_KEPT, len(free)), np.float32)
         self._now = -1
         self.bound = np.where(free, np.inf, -np.inf)
@@ -199,6 +212,7 @@ class Gains:
     def cover(self, best: "NDArray[np.float32]") -> None:
         """Take note of how well every slice is covered now; never less than before."""
         self._now += 1
+        self._since.clear()
         self._history[self._now % _ROUNDS_KEPT] = best
         self._measured[self._measured <= self._now - _ROUNDS_KEPT] = -1
         if self._groups is not None and ((self._measured < 0) & (self.bound > -np.inf)).any():
@@ -213,14 +227,21 @@ class Gains:
         fresh: NDArray[np.bool_] = self._fresh[indices] == self._now
         return fresh
 
+    def is_measured(self, indices: "NDArray[np.intp]") -> "NDArray[np.bool_]":
+        """Return of which slices the bound is the exact gain: what was lowered lost exactly what was taken from it."""
+        measured: NDArray[np.bool_] = self._measured[indices] == self._now
+        return measured
+
     def refresh(self, indices: "NDArray[np.intp]") -> None:
         """Lower the bounds of some slices by what has been covered since."""
-        rounds = self._measured[indices]
-        unmeasured = _chunks(indices[rounds < 0], _BOUNDED)
-        # those measured in the same round together: the coverage that they were measured against is the same
-        measured = [np.sort(indices[rounds == number]) for number in np.unique(rounds[rounds >= 0])]
-        list(self._pool.map(self._bound, unmeasured))
-        list(self._pool.map(self._lower, [some for many in measured for some in _chunks(many, _CHUNK)]))
+        known = self._measured[indices] >= 0
+        list(self._pool.map(self._bound, _chunks(indices[~known], _BOUNDED)))
+        # neighbours that were measured in the same rounds together: they reach the same others
+        some = indices[known]
+        block = some // (_SPAN if self._reach else len(self.bound))
+        order = np.lexsort((self._measured[some], block))
+        parts = np.split(some[order], np.flatnonzero(np.diff(block[order])) + 1)
+        list(self._pool.map(self._lower, [chunk for part in parts for chunk in _chunks(part, _CHUNK)]))
         self._fresh[indices] = self._now
 
     def _bound(self, indices: "NDArray[np.intp]") -> None:
@@ -229,40 +250,50 @@ class Gains:
             self.bound[indices] = np.minimum(self.bound[indices], self._groups.gains(indices))
 
     def _lower(self, some: "NDArray[np.intp]") -> None:
-        """Subtract from what slices measured in the same round gained then what has been taken since."""
-        before = self._history[self._measured[some[0]] % _ROUNDS_KEPT]
+        """Subtract from what slices gained when they were measured, oldest first, what has been taken since."""
+        rounds, which = np.unique(self._measured[some], return_inverse=True)
         now = self._history[self._now % _ROUNDS_KEPT]
-        columns = self._reach.above(before, now > before)(some)
+        columns = self._better_since(int(rounds[0]))(some)
         taken = np.zeros(len(some))
         for part in _chunks(columns, _COLUMNS):
             # between what it was and what it is: what the slice cannot give any more
-            found = self._similarities.next_products(part, some)
-            np.minimum(found, now[part][:, None], out=found)
-            np.maximum(found, before[part][:, None], out=found)
-            taken += found.sum(0, dtype=np.float64)
-        self.bound[some] -= taken - before[columns].sum(dtype=np.float64)
+            found = self._similarities.next_products(some, part)
+            before = self._history[(rounds % _ROUNDS_KEPT)[:, None], part]
+            np.minimum(found, now[part], out=found)
+            np.maximum(found, before[which], out=found)
+            taken += found.sum(1, dtype=np.float64) - before.sum(1, dtype=np.float64)[which]
+        self.bound[some] -= taken
         self._measured[some] = self._now
 
-    def measure(self, indices: "NDArray[np.intp]") -> "NDArray[np.float64]":
-        """Return the exact gains of some slices, which are their bounds from now on."""
+    def _better_since(self, number: int) -> "Columns":
+        """Return what tells which slices, of those better covered since a round, some slices may reach."""
+        if number not in self._since:
+            before, now = self._history[number % _ROUNDS_KEPT], self._history[self._now % _ROUNDS_KEPT]
+            self._since[number] = self._above(before, now > before)
+        return self._since[number]
+
+    def _above(self, level: "NDArray[np.float32]", wanted: "NDArray[np.bool_]") -> "Columns":
+        if self._reach is not None:
+            return self._reach.above(level, wanted)
+        columns = np.flatnonzero(wanted)
+        return lambda _some: columns
+
+    def measure(self, indices: "NDArray[np.intp]") -> None:
+        """Make the bounds of some slices their exact gains."""
         best = self._history[self._now % _ROUNDS_KEPT]
-        columns_of = self._reach.above(best, np.ones(len(best), bool))
+        columns_of = self._above(best, np.ones(len(best), bool))
 
         def measure(some: "NDArray[np.intp]") -> None:
             columns = columns_of(some)
             covered = np.zeros(len(some))
             for part in _chunks(columns, _COLUMNS):
-                found = self._similarities.next_products(part, some)
-                np.maximum(found, best[part][:, None], out=found)
-                covered += found.sum(0, dtype=np.float64)
+                found = self._similarities.next_products(some, part)
+                np.maximum(found, best[part], out=found)
+                covered += found.sum(1, dtype=np.float64)
             self.bound[some] = covered - best[columns].sum(dtype=np.float64)
             self._measured[some] = self._fresh[some] = self._now
 
-        # what was lowered just now lost exactly what was taken from it
-        unknown = indices[self._measured[indices] < self._now]
-        list(self._pool.map(measure, _chunks(np.sort(unknown), _CHUNK)))
-        found: NDArray[np.float64] = self.bound[indices]
-        return found
+        list(self._pool.map(measure, _chunks(np.sort(indices[~self.is_measured(indices)]), _CHUNK)))
 
 
 def _chunks(indices: "NDArray[np.intp]", size: int) -> "list[NDArray[np.intp]]":

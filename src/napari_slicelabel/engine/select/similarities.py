@@ -101,11 +101,11 @@ class Similarities:
 
     def next_products(self, one: "NDArray[np.intp]", other: "NDArray[np.intp]") -> "NDArray[np.float32]":
         """Return the same, in memory that the next call from this thread uses again."""
-        gathered = self._gathered.array(len(one), self.rows.shape[1])
+        gathered = self._gathered.array(len(other), self.rows.shape[1])
         # numbers are known to be right; any other mode takes a copy of its own first
-        np.take(self.rows, one, axis=0, out=gathered, mode="clip")
+        np.take(self.rows, other, axis=0, out=gathered, mode="clip")
         found = self._found.array(len(one), len(other))
-        return self._near(np.matmul(gathered, self.rows[other].T, out=found), one, other)
+        return self._near(np.matmul(self.rows[one], gathered.T, out=found), one, other)
 
     def _near(self, found: "NDArray[np.float32]", one: "Numbers", other: "Numbers") -> "NDArray[np.float32]":
         """Return products with the factor of positions."""
