@@ -58,7 +58,7 @@ SELECTORS: Mapping[str, Mapping[str, str]] = {
 QUICK = ("interval", "random", "intensity", "pretrained")
 LOOKING = ("intensity", "pretrained", "autoencoder", "mae")
 POOLED = "intensity, one budget"
-EVEN = "autoencoder"
+EVEN = ("autoencoder", "mae")
 """Trained on all volumes together, whose slices then share the budget in proportion: one network, not thirty."""
 
 COVERED = (
@@ -96,7 +96,7 @@ def across(volumes: int, slices: int, selector: str, interpolated: bool, seed: i
             unit="mm",
             classes=["anterior", "posterior"],
         )
-        if selector in (POOLED, EVEN):
+        if selector in (POOLED, *EVEN):
             options = SelectOptions(spread="pooled" if selector == POOLED else "even")
             how = SELECTORS[selector.partition(",")[0]]
             budget = slices * volumes
@@ -173,7 +173,7 @@ def jobs(seeds: int) -> list[tuple[str, dict[str, Any]]]:
     todo += [_within(name, "autoencoder", "interpolate", 0) for name in WITHIN]
     # few slices in many volumes: there selectors differ
     for size in sorted(GRID, key=lambda size: size[1] > 3):
-        todo += [_across(*size, EVEN, False, seed) for seed in range(seeds)]
+        todo += [_across(*size, EVEN[0], False, seed) for seed in range(seeds)]
     for seed in range(seeds):
         todo += [_across(*size, "interval", True, seed) for size in GRID if size[1] > 1]
     for seed in range(seeds):
@@ -181,6 +181,7 @@ def jobs(seeds: int) -> list[tuple[str, dict[str, Any]]]:
     todo += [_coverage(name, "mae") for name in COVERED[:SMALL]]
     todo += [_within(WITHIN[0], "autoencoder", "self-label", seed) for seed in range(seeds)]
     todo += [_within(name, "mae", "interpolate", 0) for name in WITHIN]
+    todo += [_across(*size, "mae", False, seed) for seed in range(seeds) for size in GRID]
     return todo
 
 
