@@ -23,7 +23,7 @@ from napari_slicelabel.engine.events import Finished, Metric
 from napari_slicelabel.engine.run import run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 DATA = Path(os.environ.get("SLICELABEL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -60,6 +60,8 @@ VOLUMES: Mapping[str, DevVolume] = {
     "vnc_corner": DevVolume("em_vnc_sstem", crop=(slice(None), slice(0, 512), slice(0, 512))),
     "mni152_third": DevVolume("med_mni152_tissue", crop=(slice(50, 102), slice(None), slice(None))),
     "abide_crop": DevVolume("med_abide_subcortical", crop=(slice(40, 110), slice(30, 126), slice(64, 154))),
+    "mni152_coarse": DevVolume("med_mni152_tissue", crop=(slice(None, None, 2),) * 3),
+    "fib25_small": DevVolume("em_fib25_medulla", "labels_membrane", (slice(0, 80), slice(0, 112), slice(0, 112))),
     "fib25_corner": DevVolume("em_fib25_medulla", "labels_membrane", (slice(0, 100), slice(0, 160), slice(0, 160))),
 }
 
@@ -70,7 +72,8 @@ def open_pair(volume: DevVolume) -> tuple[Volume, Volume]:
     image, labels = open_volume(f"{path}::image"), open_labels(f"{path}::{volume.labels}")
     if volume.crop is None:
         return image, labels
-    size = {"voxel_size": image.voxel_size, "unit": image.unit}
+    steps = [part.step or 1 for part in volume.crop]
+    size = {"voxel_size": tuple(np.multiply(image.voxel_size, steps).tolist()), "unit": image.unit}
     return tuple(
         Volume.from_array(np.load(path)[name][volume.crop], name=volume.name, **size)
         for name in ("image", volume.labels)
@@ -82,17 +85,21 @@ def every(count: int, depth: int) -> tuple[int, ...]:
     return tuple(range(count // 2, depth, count)) if count else (depth // 2,)
 
 
-def make_project(folder: Path, image: Volume, truth: Volume, slices: tuple[int, ...]) -> Project:
-    """Return a project in which `slices` along z are complete, as in the truth."""
+def make_project(
+    folder: Path, image: Volume, truth: Volume, slices: tuple[int, ...], others: Sequence[Volume] = ()
+) -> Project:
+    """Return a project in which `slices` of the first volume along z are complete, as in the truth."""
     ids = [int(value) for value in np.unique(truth.read_slice(SliceRef("z", 0)))]
     ids = sorted(
         {*ids, *(int(v) for z in range(truth.shape[0]) for v in np.unique(truth.read_slice(SliceRef("z", z))))}
     )
-    source = folder / "image.npy"
-    np.save(source, np.stack([image.read_slice(SliceRef("z", z))[0, 0] for z in range(image.shape[0])]))
+    sources = []
+    for number, volume in enumerate((image, *others)):
+        sources.append(folder / f"image{number}.npy")
+        np.save(sources[-1], np.stack([volume.read_slice(SliceRef("z", z))[0, 0] for z in range(volume.shape[0])]))
     project = Project.create(
         folder / "bench.slicelabel",
-        [source],
+        sources,
         voxel_size=image.voxel_size,
         unit=image.unit,
         classes=[f"class {value}" for value in ids if value],
