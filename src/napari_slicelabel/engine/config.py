@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, ClassVar, Literal, Self, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -11,6 +11,17 @@ from napari_slicelabel.engine.pieces import NO_STOPS, WHOLE, range_bounds, read_
 from napari_slicelabel.errors import InputError
 
 # Annotations are evaluated by pydantic when the class is made: no `from __future__ import annotations` here.
+
+Devices = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=64,
+        json_schema_extra={"step": 1},
+        description="GPUs to train on, each with a batch of its own in every step; with device=cpu processes.",
+    ),
+]
+"""The parameter of the methods that train a network (`training.train`)."""
 
 
 class MethodConfig(BaseModel):

@@ -23,7 +23,7 @@ from napari_slicelabel.engine.confidence import (
     mean_dice,
     sample_known,
 )
-from napari_slicelabel.engine.config import MethodConfig
+from napari_slicelabel.engine.config import Devices, MethodConfig
 from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
@@ -127,13 +127,7 @@ class VolumeLearningConfig(MethodConfig):
     fold_iterations: int = Field(
         50, ge=1, le=100_000, json_schema_extra={"step": 10}, description="Training steps per held-out fold."
     )
-    devices: int = Field(
-        1,
-        ge=1,
-        le=64,
-        json_schema_extra={"step": 1},
-        description="GPUs to train on, each with a batch of its own in every step; with device=cpu processes.",
-    )
+    devices: Devices = 1
     pool_mb: int = Field(
         1024,
         ge=16,

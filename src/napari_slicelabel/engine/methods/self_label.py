@@ -28,7 +28,7 @@ from napari_slicelabel.engine.confidence import (
     mean_dice,
     sample_known,
 )
-from napari_slicelabel.engine.config import MethodConfig
+from napari_slicelabel.engine.config import Devices, MethodConfig
 from napari_slicelabel.engine.context import Slot, fill_state, filled_before
 from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
@@ -206,13 +206,7 @@ class SelfLabelConfig(MethodConfig):
     fold_iterations: int = Field(
         80, ge=1, le=100_000, json_schema_extra={"step": 10}, description="Training steps per held-out fold."
     )
-    devices: int = Field(
-        1,
-        ge=1,
-        le=64,
-        json_schema_extra={"step": 1},
-        description="GPUs to train on, each with a batch of its own in every step; with device=cpu processes.",
-    )
+    devices: Devices = 1
     transfer_iterations: int = Field(
         100,
         ge=0,
