@@ -34,7 +34,7 @@ from napari_slicelabel.data.boxes import Box, SliceRef
 from napari_slicelabel.data.volume import Volume
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.context import run_store
-from napari_slicelabel.engine.events import Progress
+from napari_slicelabel.engine.events import Metric, Progress
 from napari_slicelabel.engine.methods.self_train import VOLUME_SET
 from napari_slicelabel.engine.run import run
 from napari_slicelabel.engine.select import rank
@@ -116,6 +116,7 @@ def measure(volume: str, budget: int, selector: str, settings: Mapping[str, obje
     slices = chosen(image, truth, budget, selector, seed)
     left = [index for index in range(wanted.shape[0]) if others or index not in slices]
     sparse = result = None
+    told: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         project = make_project(Path(folder), image, truth, slices, others)
         name = project.names[-1]
@@ -124,7 +125,9 @@ def measure(volume: str, budget: int, selector: str, settings: Mapping[str, obje
         stage = ""
         with closing(run(project, config)) as events:
             for event in events:
-                if isinstance(event, Progress) and event.stage != stage:
+                if isinstance(event, Metric):
+                    told[event.name] = event.value
+                elif isinstance(event, Progress) and event.stage != stage:
                     if stage == "label in 3D":
                         sparse = labels_of_set(project, name)
                         if budget == FULL:
@@ -149,6 +152,7 @@ def measure(volume: str, budget: int, selector: str, settings: Mapping[str, obje
         "seed": seed,
         "annotated": len(slices),
         "cpu_seconds": round(time.process_time() - began, 1),
+        "told": told,
         **scores,
     }
 
