@@ -10,7 +10,7 @@ import pytest
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.data.classes import PAINTED_BACKGROUND
 from napari_slicelabel.data.volume import Volume
-from napari_slicelabel.engine import volume_learning
+from napari_slicelabel.engine import block_sampling, volume_learning
 from napari_slicelabel.engine.apply import apply
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.context import run_store
@@ -196,6 +196,24 @@ def test_another_volume_is_labelled_without_annotation(make_project: Callable[..
     events = events_of(project, shapes="on")
     done = [event for event in events if isinstance(event, SliceDone) and event.volume == "b"]
     assert sorted(event.index for event in done) == list(range(24))
+
+
+@pytest.mark.parametrize(("names", "shown"), [("a", 0.9), ("ab", 0.5)])
+def test_more_crops_have_no_shapes_where_a_volume_has_none(
+    make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch, names: str, shown: float
+) -> None:
+    drawn: list[bool] = []
+    shape = block_sampling.BlockPool._shape
+
+    def spy(self: block_sampling.BlockPool, *place: object) -> object:
+        found = shape(self, *place)  # type: ignore[arg-type]
+        drawn.append(bool(found[0].any()))
+        return found
+
+    monkeypatch.setattr(block_sampling.BlockPool, "_shape", spy)
+    project = make_project(dict.fromkeys(names, balls()), {"a": (4, 12, 20)}, classes=("ball",))
+    events_of(project, shapes="on", rounds=0, iterations=150)
+    assert shown - 0.15 < np.mean(drawn) < shown + 0.15
 
 
 def test_a_saved_model_labels_another_image(make_project: Callable[..., Project], tmp_path: Path) -> None:

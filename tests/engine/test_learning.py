@@ -129,8 +129,13 @@ def plane(size: tuple[int, int], *, human: bool = True, seed: int = 0) -> Plane:
     return Plane(image, target, 1.0 if human else 0.5, human)
 
 
-def pool(*planes: Plane, crop: tuple[int, int] = (32, 32), augmentation: Augmentation = NO_AUGMENTATION) -> PlanePool:
-    config = SamplingConfig(crop, 0.5, 0.5, (0.6, 1.0), augmentation)
+def pool(
+    *planes: Plane,
+    crop: tuple[int, int] = (32, 32),
+    augmentation: Augmentation = NO_AUGMENTATION,
+    shape_dropout: float = 0.0,
+) -> PlanePool:
+    config = SamplingConfig(crop, 0.5, 0.5, (0.6, 1.0), augmentation, shape_dropout)
     return PlanePool(iter(planes), 1, config, CPU, 2**30, np.random.default_rng(0))
 
 
@@ -193,6 +198,14 @@ def test_shape_input_lies_between_own_and_expected() -> None:
     assert float(mixes.min()) >= 0.599
     assert float(mixes.max()) <= 1.001
     assert float(mixes.max() - mixes.min()) > 0.2
+
+
+def test_a_share_of_the_crops_shows_no_shapes() -> None:
+    made = plane((64, 64))
+    own = np.ones((1, 64, 64), np.float16)
+    drawn = pool(Plane(made.image, made.target, 1.0, True, own, own), shape_dropout=0.3)
+    without = torch.cat([~drawn.draw(64).x[:, 1].flatten(1).any(1) for _ in range(8)])
+    assert 0.2 < float(without.float().mean()) < 0.4
 
 
 # -- fitting ----------------------------------------------------------------------------------------------------------

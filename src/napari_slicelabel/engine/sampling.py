@@ -103,6 +103,8 @@ class SamplingConfig:
         error as small as it will be then.
     augmentation : Augmentation
         How crops are varied.
+    shape_dropout : float
+        Share of the crops that show no shapes.
     """
 
     crop: tuple[int, int]
@@ -110,6 +112,7 @@ class SamplingConfig:
     human: float
     shape_mix: tuple[float, float]
     augmentation: Augmentation
+    shape_dropout: float = 0.0
 
 
 class PlanePool:
@@ -214,6 +217,8 @@ class PlanePool:
         if patch.around is None:
             return image
         shape = patch.around[:, *window].float()
+        if self.config.shape_dropout and self._rng.random() < self.config.shape_dropout:
+            return torch.cat([image, torch.zeros_like(shape)])
         if patch.own is not None:
             mix = self._rng.uniform(*self.config.shape_mix)
             shape = torch.lerp(patch.own[:, *window].float(), shape, mix)

@@ -88,6 +88,13 @@ class VolumeLearningConfig(MethodConfig):
         json_schema_extra={"step": 0.05},
         description="Share of the crops without shapes, from which the network learns to label other images.",
     )
+    transfer_dropout: float = Field(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        json_schema_extra={"step": 0.05},
+        description="The same where some of the volumes to fill have no annotated slice, and so no shapes.",
+    )
     crop_px: int = Field(
         128, ge=32, le=512, multiple_of=16, json_schema_extra={"step": 16}, description="Largest crop, in the slice."
     )
@@ -202,13 +209,14 @@ class VolumeLearner:
             places = shape_classes or self.known.shape_classes(complete, "auto", config.seed)
             flips = 2 * len(places) < len(context.class_ids)
         self.network = self._network(shape_classes, flips=flips)
+        everywhere = set(context.volumes) <= set(self.known.sources)
         self.sampling = BlockSampling(
             crop=self.network.tile,
             foreground=config.foreground_share,
             human=config.human_share,
             pseudo_weight=config.pseudo_weight,
             shape_mix=(config.shape_mix_low, config.shape_mix_high),
-            shape_dropout=config.shape_dropout,
+            shape_dropout=config.shape_dropout if everywhere else config.transfer_dropout,
             augmentation=replace(Augmentation() if config.augment == "on" else NO_AUGMENTATION, flips=flips),
         )
         self._shape_blocks: dict[str, ShapeBlocks] = {}

@@ -742,6 +742,7 @@ class SelfTraining:
             human=1.0,
             shape_mix=learner.sampling.shape_mix,
             augmentation=replace(learner.sampling.augmentation),
+            shape_dropout=learner.sampling.shape_dropout,
         )
         budget = config.pool_mb * 2**20
         return PlanePool(planes(), self.planes.image_planes, sampling, context.device, budget, context.rng)
