@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,7 @@ from napari_slicelabel.engine.scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -201,6 +203,32 @@ def test_what_is_too_large_for_memory_gives_the_same_labels(
         found.append(np.stack([store.read(index) for index in range(20)]))
         assert not list(folder.glob(".*.part.*"))
     np.testing.assert_array_equal(*found)
+
+
+def test_killed_while_the_sets_are_removed_it_is_done_already(
+    make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project({"a": ball()}, {"a": (4, 10, 16)}, classes=("ball",))
+    rmtree = shutil.rmtree
+
+    def half(folder: Path, **_: object) -> None:
+        rmtree(folder / "z" / "labels")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", half)
+        with pytest.raises(KeyboardInterrupt):
+            events_of(project)
+    run_id = project.run_ids()[-1]
+    labels = run_store(project, project.run_folder(run_id), "prediction", "a", "z").read(7)
+    # what is painted meanwhile is for the next run: nothing can be filled anew
+    project.annotation("a").write_slice(SliceRef("z", 12), ball()[12], complete=True)
+    ends = [event for event in run(project, resume=run_id) if isinstance(event, Finished)]
+    assert [event.outcome for event in ends] == ["finished"]
+    assert not (project.run_folder(run_id) / "sets").exists()
+    np.testing.assert_array_equal(
+        run_store(project, project.run_folder(run_id), "prediction", "a", "z").read(7), labels
+    )
 
 
 @pytest.mark.parametrize("run_axis", ["z", "y", "x"])

@@ -398,6 +398,9 @@ class SelfTraining:
     def run(self) -> Iterator[Event]:
         """Go through the stages; see `propagate`."""
         tensors, extra = self.context.load_state() or ({}, {})
+        if extra.get("all_done"):
+            self._remove_sets()
+            return
         # of what this part goes by: what is painted while it fills must be seen by the next one
         self.digest = self.context.annotation_digest()
         done = int(extra.get("done", -1))  # type: ignore[arg-type]
@@ -428,7 +431,9 @@ class SelfTraining:
         filled = filled_before(extra, self.digest)
         yield from self._fill(tensors, filled, last_stage=len(stages) - 1)
 
-    def _save(self, tensors: Mapping[str, Tensor], *, done: int, filled: Iterable[Slot] = ()) -> None:
+    def _save(
+        self, tensors: Mapping[str, Tensor], *, done: int, filled: Iterable[Slot] = (), all_done: bool = False
+    ) -> None:
         self.context.save_state(
             tensors,
             {
@@ -439,6 +444,7 @@ class SelfTraining:
                 "voters": list(self.voters),
                 "model": self.model,
                 "held_out": [asdict(slot) for slot in self.held_out],
+                "all_done": all_done,
             },
         )
 
@@ -684,6 +690,11 @@ class SelfTraining:
         finally:
             for predictor in predictors.values():
                 predictor.close()
+        # first of all: without the sets, and with some of them, nothing could be filled any more
+        self._save(tensors, done=last_stage, filled=done, all_done=True)
+        self._remove_sets()
+
+    def _remove_sets(self) -> None:
         shutil.rmtree(self.context.folder / "sets", ignore_errors=True)
 
     def _labelled(self, predictor: BlockPredictor | None, slot: Slot) -> Labelled:
