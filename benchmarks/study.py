@@ -76,6 +76,9 @@ SMALL = 5
 """Of these features are learned too; the third to fifth are parts of larger ones: see `VOLUMES`."""
 
 WITHIN = ("med_itksnap_mricrop", "abide_crop")
+LARGE = ("med_mni152_tissue", "em_fib25_medulla")
+"""Whole volumes, by features that need no training."""
+
 EVERY = (5, 10, 20, 40)
 GRID = ((3, 10), (10, 3), (30, 1), (3, 3))
 """Volumes, and painted slices in each: the first three are 30 slices."""
@@ -163,7 +166,7 @@ def within(name: str, selector: str, method: str, seed: int) -> dict[str, Any]:
 def jobs(seeds: int) -> list[tuple[str, dict[str, Any]]]:
     """Return the whole study, the cheap and the telling parts first; the last may well be left undone."""
     todo: list[tuple[str, dict[str, Any]]] = []
-    for name in WITHIN:
+    for name in (*WITHIN, *LARGE):
         todo += [_within(name, selector, "interpolate", 0) for selector in QUICK if selector != "random"]
         todo += [_within(name, "random", "interpolate", seed) for seed in range(5)]
     todo += [_coverage(name, features) for name in COVERED for features in ("intensity", "pretrained")]
@@ -259,9 +262,10 @@ def plot(results: Sequence[dict[str, Any]], file: Path) -> None:
     from matplotlib.figure import Figure
 
     mpl.rcParams["svg.hashsalt"] = "selection"  # the same file every time
-    figure = Figure((9, 3.2), layout="constrained")
-    panels = figure.subplots(1, len(WITHIN), sharey=True)
-    for panel, name in zip(panels, WITHIN, strict=True):
+    names = (*WITHIN, *LARGE)
+    figure = Figure((3.6 * len(names), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(names), sharey=True)
+    for panel, name in zip(panels, names, strict=True):
         for selector in ("random", "interval", *LOOKING):
             dice = [
                 r["dice"]
@@ -279,7 +283,8 @@ def plot(results: Sequence[dict[str, Any]], file: Path) -> None:
         panel.set(xscale="log", xticks=EVERY, xticklabels=EVERY, title=name, xlabel="one slice painted in")
         panel.minorticks_off()
     panels[0].set_ylabel("Dice of the others, interpolated")
-    panels[-1].legend(fontsize="small")
+    # the first panel has all selectors
+    panels[-1].legend(*panels[0].get_legend_handles_labels(), fontsize="small")
     figure.savefig(file, metadata={"Date": None})
 
 
