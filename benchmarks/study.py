@@ -176,7 +176,7 @@ def jobs(seeds: int) -> list[tuple[str, dict[str, Any]]]:
     todo += [_within(name, "autoencoder", "interpolate", 0) for name in WITHIN]
     # few slices in many volumes: there selectors differ
     for size in sorted(GRID, key=lambda size: size[1] > 3):
-        todo += [_across(*size, EVEN[0], False, seed) for seed in range(seeds)]
+        todo += [_across(*size, selector, False, seed) for selector in EVEN for seed in range(seeds)]
     for seed in range(seeds):
         todo += [_across(*size, "interval", True, seed) for size in GRID if size[1] > 1]
     for seed in range(seeds):
@@ -184,7 +184,6 @@ def jobs(seeds: int) -> list[tuple[str, dict[str, Any]]]:
     todo += [_coverage(name, "mae") for name in COVERED[:SMALL]]
     todo += [_within(WITHIN[0], "autoencoder", "self-label", seed) for seed in range(seeds)]
     todo += [_within(name, "mae", "interpolate", 0) for name in WITHIN]
-    todo += [_across(*size, "mae", False, seed) for seed in range(seeds) for size in GRID]
     return todo
 
 

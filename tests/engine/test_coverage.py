@@ -139,7 +139,7 @@ def test_bounds_hold_while_slices_are_picked() -> None:
 
 
 def test_a_long_stack_is_not_compared_slice_by_slice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where slices change slowly less than half of all pairs are looked at."""
+    """Where slices change slowly far less than all pairs are looked at."""
     angle = np.linspace(0, np.pi, 4000)
     looked: list[int] = []
     near = Similarities._near
@@ -151,7 +151,7 @@ def test_a_long_stack_is_not_compared_slice_by_slice(monkeypatch: pytest.MonkeyP
     # every product goes through it
     monkeypatch.setattr(Similarities, "_near", counting)
     greedy_cover(Similarities(np.stack([np.cos(angle), np.sin(angle)], 1)), 10)
-    assert 4000 < sum(looked) < 0.5 * 4000**2
+    assert 4000 < sum(looked) < 0.3 * 4000**2
 
 
 # -- exchanges ------------------------------------------------------------------------------------------------------

@@ -15,11 +15,13 @@ from napari_slicelabel.errors import InputError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_FIRST, _MORE = 32, 256
-"""Slices that are measured together: few to begin with, of which one is likely to win."""
+_MEASURED, _MOST_MEASURED = 32, 1024
+"""Slices that are measured together: few to begin with, of which one is likely to win, then `_TIMES` as many."""
 
-_REFRESHED_FIRST, _REFRESHED_MORE = 128, 4096
-"""Slices whose bounds are lowered together: one of few is likely to win, and its gain rules most others out."""
+_LOWERED, _MOST_LOWERED = 128, 4096
+"""Slices whose bounds are lowered together: the gain of one of the first rules most others out."""
+
+_TIMES = 8
 
 
 @dataclass(frozen=True)
@@ -183,19 +185,22 @@ def _next(search: Gains, weight: "NDArray[np.float64]") -> int:
     """Return the slice with the largest gain, the lowest of several."""
     gain, pick = -np.inf, -1
     measured = np.zeros(len(weight), bool)
+    at_once, lowered = _MEASURED, _LOWERED
     while True:
         bound = search.bound / weight
         # whoever might still be as good; at equal gain a lower number wins, so equality must be looked at
         waiting = np.flatnonzero(~measured & (bound >= gain) & (bound > -np.inf))
         if not len(waiting):
             return pick
-        some = _highest(waiting, bound, _FIRST if pick < 0 else _MORE)
+        some = _highest(waiting, bound, at_once)
         if search.is_fresh(some).all():
             search.measure(some)
+            at_once = min(_TIMES * at_once, _MOST_MEASURED)
         else:
             stale = waiting[~search.is_fresh(waiting)]
-            some = _highest(stale, bound, _REFRESHED_FIRST if pick < 0 else _REFRESHED_MORE)
+            some = _highest(stale, bound, lowered)
             search.refresh(some)
+            lowered = min(_TIMES * lowered, _MOST_LOWERED)
             some = some[search.is_measured(some)]
         if len(some):
             measured[some] = True
