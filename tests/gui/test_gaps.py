@@ -1,4 +1,4 @@
-"""How long the window's event loop stands still while a run goes. Reported; a busy machine must not make it fail."""
+"""Whether the window lives while a run goes; how long its event loop stands still is printed: benchmarks.gaps."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from tests.gui.conftest import Bench
 
     from napari_slicelabel.data.samples import Sample
-
-# Far above the 100 ms that a person notices: a run in the window's own thread would take many seconds at a stretch.
-STANDSTILL_S = 2.0
 
 
 def test_the_window_stays_alive_during_a_run(bench: Bench, stack: Sample, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,15 +42,22 @@ def test_the_window_stays_alive_during_a_run(bench: Bench, stack: Sample, capsys
     bench.wait(lambda: bench.session.worker.state.stage == "fit" and bench.session.worker.state.done > 1, 100)
     last[0] = time.perf_counter()
     heart.start()
-    moves = iter(range(100_000))
+    shown = []
+
+    def move() -> None:
+        shown.append(bench.session.worker.state.done)
+        bench.session.jump(SliceRef("z", len(shown) % 16))
+
     # as fast as somebody turns the wheel
     wheel = QTimer()
     wheel.setInterval(100)
-    wheel.timeout.connect(lambda: bench.session.jump(SliceRef("z", next(moves) % 16)))
+    wheel.timeout.connect(move)
     wheel.start()
-    bench.wait(lambda: not bench.session.worker.state.active, 200)
-    wheel.stop()
-    heart.stop()
+    try:
+        bench.wait(lambda: not bench.session.worker.state.active, 150)
+    finally:
+        wheel.stop()
+        heart.stop()
     ordered = np.sort(gaps)
     with capsys.disabled():
         print(  # noqa: T201
@@ -61,4 +65,5 @@ def test_the_window_stays_alive_during_a_run(bench: Bench, stack: Sample, capsys
             f" longest {1000 * ordered[-1]:.0f} ms"
         )
     assert bench.session.worker.state.phase == "finished", bench.session.worker.state.traceback
-    assert ordered[-1] < STANDSTILL_S
+    # a run in the window's own thread would let nobody turn the wheel before it is at its end
+    assert len(set(shown)) > 3
