@@ -33,7 +33,7 @@ SHAPE = (100, 512, 512)
 ANNOTATED = (10, 30, 50, 70, 90)
 RUN = {"iterations": 4000, "width": 8, "batch": 4, "crop_px": 128, "device": "cpu"}
 # not the first stage of learning again: what comes after it, prediction of slices above all
-RUN_ON = {**RUN, "iterations": 2, "round_iterations": 2, "fold_iterations": 2}
+RUN_ON = {**RUN, "iterations": 2, "round_iterations": 2, "fold_iterations": 2, "flow_iterations": 2}
 SECONDS = 20
 BEAT_MS, SCROLL_MS, BLAME_S = 5, 100, 0.08
 

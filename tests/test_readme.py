@@ -20,7 +20,15 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 # The commands are those of the README but for this: training in earnest would take minutes.
 HARDLY_TRAINED = "--device cpu " + " ".join(
     f"--set {name}=1"
-    for name in ("iterations", "rounds", "round_iterations", "fold_iterations", "transfer_iterations", "batch")
+    for name in (
+        "iterations",
+        "rounds",
+        "round_iterations",
+        "fold_iterations",
+        "flow_iterations",
+        "transfer_iterations",
+        "batch",
+    )
 )
 _BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
 

@@ -67,7 +67,9 @@ def loop(folder: Path, span: str) -> None:
     command("annotate", project, "--labels", str(labels), "--slices", "102,120,138")
     settings = {
         "range": span,
-        **dict.fromkeys(("iterations", "round_iterations", "fold_iterations", "transfer_iterations"), 2),
+        **dict.fromkeys(
+            ("iterations", "round_iterations", "fold_iterations", "flow_iterations", "transfer_iterations"), 2
+        ),
         "rounds": 1,
         "width": 8,
         "batch": 2,

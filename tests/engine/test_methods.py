@@ -54,8 +54,9 @@ class Case:
 
 
 TINY_NETWORK: dict[str, object] = {
-    **dict.fromkeys(("iterations", "round_iterations", "fold_iterations", "transfer_iterations"), 2),
+    **dict.fromkeys(("iterations", "round_iterations", "fold_iterations", "flow_iterations", "transfer_iterations"), 2),
     "rounds": 2,
+    "flow": "auto",
     "width": 8,
     "batch": 2,
     "crop_px": 32,
@@ -155,7 +156,8 @@ class TestContract:
         """Somebody looks at slice 15, later at slice 9, and along another axis in between."""
         looks = deque([("tiny", SliceRef("z", 15)), ("tiny", SliceRef("y", 3)), ("tiny", SliceRef("z", 9))])
         order = []
-        config = case.config(**{"rounds": 0} if "rounds" in case.settings else {})
+        alone = {name: value for name, value in {"rounds": 0, "flow": "off"}.items() if name in case.settings}
+        config = case.config(**alone)
         for event in run(painted, config, in_view=lambda: looks[0]):
             if isinstance(event, SliceDone):
                 order.append(event.index)

@@ -11,13 +11,15 @@ import torch
 
 from napari_slicelabel.data.boxes import Box, SliceRef
 from napari_slicelabel.data.volume import Volume
+from napari_slicelabel.engine import label_sets
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.context import run_store
 from napari_slicelabel.engine.evaluate import evaluate
 from napari_slicelabel.engine.events import Event, Finished, Metric, Progress
+from napari_slicelabel.engine.label_sets import LabelSets, averaged
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.methods import self_train
-from napari_slicelabel.engine.methods.self_train import MetaLoss, SelfTraining, averaged, nearest_set, plane_axes
+from napari_slicelabel.engine.methods.self_train import MetaLoss, SelfTraining, nearest_set, plane_axes
 from napari_slicelabel.engine.run import run
 from napari_slicelabel.engine.sampling import Batch
 from napari_slicelabel.engine.scratch import Scratch
@@ -243,13 +245,13 @@ def test_untrained_the_planes_of_every_axis_say_what_the_shapes_say(
         ref = SliceRef(run_axis, index)  # type: ignore[arg-type]
         project.annotation("a").write_slice(ref, truth.take(index, number), complete=True)
     found = {}
-    write = SelfTraining._write_set
+    write = LabelSets.write
 
-    def spy(method: object, which: str, name: str, index: int, labelled: Labelled) -> None:
+    def spy(sets: LabelSets, which: str, name: str, index: int, labelled: Labelled) -> None:
         found.setdefault(which, {})[index] = labelled.channels
-        write(method, which, name, index, labelled)  # type: ignore[arg-type]
+        write(sets, which, name, index, labelled)
 
-    monkeypatch.setattr(SelfTraining, "_write_set", spy)
+    monkeypatch.setattr(LabelSets, "write", spy)
     events_of(project, axis=run_axis, shapes="on", learning_rate=1e-6)
     made = {
         which: np.stack([planes[i] for i in sorted(planes)], "zyx".index(run_axis if which == "3d" else which))
@@ -270,12 +272,12 @@ def trial_events(project: Project, **settings: object) -> tuple[dict[str, float]
 
 
 def without_a_clue(which: str) -> Callable[..., None]:
-    """Return a `_write_set` that turns the labels of a set upside down."""
-    write = SelfTraining._write_set
+    """Return a `LabelSets.write` that turns the labels of a set upside down."""
+    write = LabelSets.write
 
-    def spoilt(method: SelfTraining, at: str, name: str, index: int, labelled: Labelled) -> None:
+    def spoilt(sets: LabelSets, at: str, name: str, index: int, labelled: Labelled) -> None:
         channels = 1 - labelled.channels if at == which else labelled.channels
-        write(method, at, name, index, labelled._replace(channels=channels.astype(np.uint8)))
+        write(sets, at, name, index, labelled._replace(channels=channels.astype(np.uint8)))
 
     return spoilt
 
@@ -284,7 +286,7 @@ def test_a_set_that_is_wrong_on_held_out_slices_has_no_vote(
     make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = make_project({"a": ball()}, {"a": (4, 7, 10, 15)}, classes=("ball",))
-    monkeypatch.setattr(SelfTraining, "_write_set", without_a_clue("y"))
+    monkeypatch.setattr(LabelSets, "write", without_a_clue("y"))
     metrics, said = trial_events(project, shapes="on", vote_margin=0.3)
     assert metrics["held_out_dice_y"] < metrics["held_out_dice_3d"] - 0.3
     assert "held-out slices: z " in said[0]
@@ -317,7 +319,7 @@ def test_a_meta_model_worse_than_what_it_learned_from_is_not_used(
 
     monkeypatch.setattr(SelfTraining, "_learn_meta", all_ball)
     monkeypatch.setattr(SelfTraining, "_set_plane", set_plane)
-    monkeypatch.setattr(self_train, "averaged", mean)
+    monkeypatch.setattr(label_sets, "averaged", mean)
     metrics, said = trial_events(project, shapes="on", consensus=0.0)
     assert metrics["uses_meta"] == 0
     assert said[-1].startswith(f"the {best} labels, not the meta-model: Dice on held-out slices")

@@ -30,6 +30,7 @@ HARDLY_TRAINED = {
     "rounds": 2,
     "round_iterations": 2,
     "fold_iterations": 2,
+    "flow_iterations": 2,
     "width": 8,
     "batch": 2,
     "crop_px": 32,

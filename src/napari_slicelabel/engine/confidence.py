@@ -34,6 +34,7 @@ FOLDS = 2
 _TEMPERATURES = (1.0, 8.0)
 _SHIFTS = (-4.0, 2.0)
 _TINY = 1e-6
+_LEAST_POOLED = 1e-3
 _MOST_PIXELS = 200_000
 
 
@@ -133,6 +134,27 @@ def with_temperature(probability: "NDArray[np.float32]", temperature: float) -> 
     powered = np.power(np.maximum(probability, np.float32(_TINY)), np.float32(1 / temperature))
     tempered: NDArray[np.float32] = powered / powered.sum(0, keepdims=True)
     return tempered
+
+
+def pooled(one: "NDArray[np.float32]", other: "NDArray[np.float32]", share: float) -> "NDArray[np.float32]":
+    """Return what two labellings say together: the logarithmic opinion pool (Genest and Zidek 1986).
+
+    Parameters
+    ----------
+    one, other : ndarray of shape (c, ...), float32
+        Probabilities. None counts as less than 0.001, so that neither can rule out what the other is sure of.
+    share : float
+        Weight of the second, 0 to 1.
+
+    Returns
+    -------
+    ndarray of shape (c, ...), float32
+        ``one ** (1 - share) * other ** share``, scaled to the sum 1.
+    """
+    logs = [np.log(np.maximum(probability, np.float32(_LEAST_POOLED))) for probability in (one, other)]
+    powered = np.exp((logs[0] + np.float32(share) * (logs[1] - logs[0])).astype(np.float32))
+    together: NDArray[np.float32] = powered / powered.sum(0, keepdims=True)
+    return together
 
 
 def expected_dice(

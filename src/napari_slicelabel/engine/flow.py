@@ -12,7 +12,7 @@ correspondence network (`engine.guided`, `engine.refinement`).
 import hashlib
 import math
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -219,9 +219,9 @@ def work(stacks: Sequence[Stack], classes: int, config: FlowConfig) -> Work:
 
 
 def gaps(context: "RunContext", volume: str) -> tuple[Gap, ...]:
-    """Return the slices between annotated ones, and those beyond the first and the last of a piece."""
+    """Return the slices between annotated ones, and those beyond the first and the last of a piece that has any."""
     found = []
-    for piece in context.pieces(volume):
+    for piece in (piece for piece in context.pieces(volume) if piece.anchors):
         ends: list[int | None] = [None, *piece.anchors, None]
         for lower, upper in pairwise(ends):
             first = piece.slices.start if lower is None else max(lower + 1, piece.slices.start)
@@ -485,6 +485,13 @@ class Flow:
                 yield self._write(slot, without_unknown(self._with_unknown(slot)))
                 if self.context.stop():
                     return
+        for gap in self.gaps_to_fill(done):
+            yield from self._fill_gap(gap, done)
+            if self.context.stop():
+                return
+
+    def gaps_to_fill(self, done: Collection[Slot] = ()) -> Iterator[Gap]:
+        """Yield the gaps of all volumes of which not all slices are done, the one in view next."""
         todo = {
             Slot(gap.volume, index): gap
             for name in self.context.volumes
@@ -492,15 +499,12 @@ class Flow:
             for index in gap.slices
             if Slot(name, index) not in done
         }
-        filled: set[Gap] = set()
+        begun: set[Gap] = set()
         # the first slice of a gap that is asked for brings the whole gap: its labels come in a chain
         for slot in self.context.in_view_first(todo):
-            if todo[slot] in filled:
-                continue
-            filled.add(todo[slot])
-            yield from self._fill_gap(todo[slot], done)
-            if self.context.stop():
-                return
+            if todo[slot] not in begun:
+                begun.add(todo[slot])
+                yield todo[slot]
 
     def _fill_gap(self, gap: Gap, done: frozenset[Slot]) -> Iterator[Event]:
         for index, carried in self.carried(gap):
@@ -804,6 +808,23 @@ class Flow:
         """Carry labels to annotated slices from those around them, and measure how sure one may be."""
         if self.config.calibrate == "off":
             return
+        found: list[HeldOut] = []
+        for event in self.to_held_out():
+            if isinstance(event, Progress):
+                yield event
+                continue
+            slot, probability = event
+            target = self._known.human(slot)
+            known = target != IGNORE
+            distance = self._known.held_out_distance(slot, (slot,))
+            found.append(HeldOut(probability[:, known], target[known], distance))
+        if found and not self.context.stop():
+            self.calibration = calibrate(found, self._usual_area)
+            yield Metric("temperature", self.calibration.temperature, 0)
+            yield Metric("held_out_dice", mean_dice(found), 0)
+
+    def to_held_out(self) -> Iterator[Progress | tuple[Slot, "NDArray[np.float32]"]]:
+        """Carry labels to some annotated slices from those on both sides of each; yield these with probabilities."""
         chosen = _some(
             [
                 Gap(name, range(lower + 1, upper), lower, upper)
@@ -812,28 +833,15 @@ class Flow:
                 for lower, upper in _around_one(piece)
             ]
         )
-        found: list[HeldOut] = []
         for number, gap in enumerate(chosen, 1):
             held_out = next(i for i in self.context.annotated(gap.volume) if i in gap.slices)
             for index, probability in self.carried(gap):
                 if index == held_out and probability is not None:
-                    found.append(self._judged(Slot(gap.volume, index), probability, gap))
+                    yield Slot(gap.volume, index), probability
                 if probability is None or self.config.sides == "nearest":
                     yield Progress("calibrate", number, len(chosen), self.name(gap, index))
                 if self.context.stop():
                     return
-        if found:
-            self.calibration = calibrate(found, self._usual_area)
-            yield Metric("temperature", self.calibration.temperature, 0)
-            yield Metric("held_out_dice", mean_dice(found), 0)
-
-    def _judged(self, slot: Slot, probability: "NDArray[np.float32]", gap: Gap) -> HeldOut:
-        target = self._known.human(slot)
-        known = target != IGNORE
-        assert gap.lower is not None
-        assert gap.upper is not None
-        distance = min(slot.index - gap.lower, gap.upper - slot.index)
-        return HeldOut(probability[:, known], target[known], distance)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

@@ -48,3 +48,16 @@ class Work:
     def seconds(self) -> float:
         """How long all of it takes."""
         return self.steps * self.step_s + self.predictions * self.prediction_s
+
+    def and_then(self, other: "Work") -> "Work":
+        """Return this and something else, one after the other."""
+        steps, predictions = self.steps + other.steps, self.predictions + other.predictions
+        return Work(
+            rounds=self.rounds + other.rounds,
+            steps=steps,
+            predictions=predictions,
+            step_s=(self.steps * self.step_s + other.steps * other.step_s) / max(1, steps),
+            prediction_s=(self.predictions * self.prediction_s + other.predictions * other.prediction_s)
+            / max(1, predictions),
+            memory_bytes=max(self.memory_bytes, other.memory_bytes),
+        )

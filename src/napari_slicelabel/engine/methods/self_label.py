@@ -2,7 +2,8 @@
 
 After Anderson 2025 (released code: muanderson/Incremental2D-SelfLabel3D), preset ``paper``. Ours, preset ``default``:
 every annotated slice starts two fronts, the network also sees the shapes of the annotated neighbours, pseudo-labels
-weigh less than human ones and are refreshed, confidence is calibrated on annotated slices that were held out.
+weigh less than human ones and are refreshed, confidence is calibrated on annotated slices that were held out, and these
+say, too, how much of what correspondence flow carries (S4) is added to what the network says.
 """
 
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
@@ -10,12 +11,14 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, JsonValue
 from torch import Tensor
 
+from napari_slicelabel.data.boxes import Box
 from napari_slicelabel.engine.augment import NO_AUGMENTATION, Augmentation
 from napari_slicelabel.engine.confidence import (
     FOLDS,
@@ -26,6 +29,7 @@ from napari_slicelabel.engine.confidence import (
     calibrate,
     label,
     mean_dice,
+    pooled,
     sample_known,
 )
 from napari_slicelabel.engine.config import Devices, MethodConfig
@@ -33,12 +37,14 @@ from napari_slicelabel.engine.context import Slot, fill_state, filled_before
 from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
 from napari_slicelabel.engine.fit import Trainer
-from napari_slicelabel.engine.flow import between
+from napari_slicelabel.engine.flow import Flow, between, gaps
+from napari_slicelabel.engine.flow import work as flow_work
 from napari_slicelabel.engine.flow_config import FlowConfig
+from napari_slicelabel.engine.label_sets import LabelSets
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.networks import ANDERSON, OUTPUT_STRIDE, PLAIN, NetworkConfig, SliceNetwork, describe
 from napari_slicelabel.engine.planes import PlaneReader
-from napari_slicelabel.engine.predict import predict_bands, with_smaller_tiles
+from napari_slicelabel.engine.predict import Band, predict_bands, with_smaller_tiles
 from napari_slicelabel.engine.regions import Known, Rule, accepted, front_rounds
 from napari_slicelabel.engine.sampling import Plane, PlanePool, SamplingConfig
 from napari_slicelabel.engine.shapes import Shapes
@@ -51,6 +57,17 @@ if TYPE_CHECKING:
     from napari_slicelabel.engine.context import RunContext
 
 NAME = "self-label"
+
+FLOW_SET = "flow"
+"""The set of labels that correspondence flow carries."""
+
+FLOW_SHARES = (0.0, 0.5)
+"""Shares that it may have in the result: none, or as much as the network.
+
+The networks that label held-out slices trained for less long than the one that labels everything, and tell no more.
+"""
+
+_FLOW_CACHE_MB = 256
 
 _SAVE_EVERY_S = 30.0
 
@@ -93,6 +110,7 @@ class SelfLabelConfig(MethodConfig):
             "augment": "off",
             "mirror": "off",
             "calibrate": "off",
+            "flow": "off",
         },
     }
     SIMPLE: ClassVar = ("iterations", "rounds", "axis", "range", "device")
@@ -117,6 +135,14 @@ class SelfLabelConfig(MethodConfig):
         "off",
         description="Weak labels to begin with, between complete slices (mask interpolation of S3); distance: by signed"
         " distance, not for thin structures; flow: by correspondence.",
+    )
+    flow: Literal["auto", "off"] = Field(
+        "auto",
+        description="Add what correspondence flow carries to what the network says, by the share with which held-out"
+        " slices are labelled best; auto: where slices are held out to calibrate.",
+    )
+    flow_iterations: int = Field(
+        60, ge=0, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps of the flow."
     )
     iterations: int = Field(
         320, ge=1, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps before the first round."
@@ -248,7 +274,8 @@ def propagate(context: "RunContext", config: SelfLabelConfig) -> Iterator[Event]
     Notes
     -----
     Stages, each with its state on disk at the end: *calibrate* trains one network per fold of held-out annotated slices
-    and measures temperature and expected Dice; *fit* trains on the annotated slices; *round k* predicts the next slices
+    and measures temperature and expected Dice, and which share correspondence flow should have; *carry* has flow label
+    everything, unless that is none; *fit* trains on the annotated slices; *round k* predicts the next slices
     of every front, accepts pseudo-labels and trains on; *fill* predicts every slice with the last network, those
     nearest to an annotated slice first. A resume goes on behind the last stage that ended, and in *fill* where it was.
     """
@@ -277,7 +304,7 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfLabelConfig) -> Work
         steps += FOLDS * config.fold_iterations
         predictions += annotated
     if config.interpolation == "flow":
-        steps += flow_config(config).iterations
+        steps += config.flow_iterations
     if config.shapes != "off":
         # at most: not where no class turns out to have a place
         steps += config.transfer_iterations
@@ -286,7 +313,7 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfLabelConfig) -> Work
     on_cpu = config.device == "cpu" or resolve_device("auto").type == "cpu"
     train_s, predict_s = (_TRAIN_S, _PREDICT_S) if on_cpu else (_TRAIN_CUDA_S, _PREDICT_CUDA_S)
     pool = min(config.pool_mb * 2**20, (annotated + filled) * pixels * _BYTES_PER_PIXEL)
-    return Work(
+    learning = Work(
         rounds=rounds,
         steps=steps,
         predictions=predictions,
@@ -294,12 +321,18 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfLabelConfig) -> Work
         prediction_s=wide * pixels / 1e6 * predict_s,
         memory_bytes=int(400 * 2**20 + pool + crops * wide * 2000),
     )
+    if config.flow == "off" or config.calibrate == "off" or annotated < LEAST_FOR_CALIBRATION:
+        return learning
+    # at most: not where the network labels held-out slices best by itself; annotated slices are not carried to
+    carrying = flow_work(stacks, classes, flow_config(config))
+    return learning.and_then(replace(carrying, predictions=carrying.predictions - annotated))
 
 
 def flow_config(config: SelfLabelConfig) -> FlowConfig:
-    """Return how correspondence flow interpolates for a run with `config`."""
+    """Return how correspondence flow carries labels for a run with `config`."""
     names = ("axis", "range", "stops", "volumes", "seed", "device")
-    return FlowConfig(**{name: getattr(config, name) for name in names})
+    settings = {name: getattr(config, name) for name in names}
+    return FlowConfig(**settings, iterations=config.flow_iterations, cache_mb=_FLOW_CACHE_MB)
 
 
 @dataclass
@@ -313,10 +346,15 @@ class SelfLabelling:
     known: Known = field(init=False)
     calibration: Calibration = field(init=False, default_factory=Calibration)
     digest: str = field(init=False, default="")
+    flow_share: float = field(init=False, default=0.0)
+    flow: Flow | None = field(init=False, default=None)
+    # of the network alone, for `apply`
+    temperature: float = field(init=False, default=1.0)
 
     def __post_init__(self) -> None:
         context, config = self.context, self.config
         self.known = Known(context)
+        self.sets = LabelSets(context)
         self.sources = self.known.sources
         image_channels = context.image_channels()
         self.known.check_classes()
@@ -397,11 +435,18 @@ class SelfLabelling:
         if extra:
             self.calibration = Calibration(**extra["calibration"])  # type: ignore[arg-type]
             self._keep_shape_classes(extra.get("shape_classes"))
+            self.flow_share = float(extra["flow_share"])  # type: ignore[arg-type]
+            self.temperature = float(extra["temperature"])  # type: ignore[arg-type]
         else:
             yield from self._calibrate()
             if self.context.stop():
                 return
             self._save({}, done=-1)
+        if self.flow_share and not self.sets.is_finished(FLOW_SET, self.digest):
+            yield from self._carry()
+            if self.context.stop():
+                return
+        self.flow = None
         trainer = self._trainer(self.network, self._total_steps())
         done = int(extra.get("done", -1))  # type: ignore[arg-type]
         if done >= 0:
@@ -420,6 +465,8 @@ class SelfLabelling:
             yield from self._round(trainer, number)
             self._save(trainer.state(), done=number + 1)
         yield from self._finish(trainer, filled_before(extra, self.digest))
+        if not self.context.stop():
+            self.sets.remove()
 
     def _save(self, tensors: dict[str, Tensor], *, done: int, filled: Iterable[Slot] = ()) -> None:
         """Put on disk what a resume starts from: `done` rounds, -1 = nothing trained; `filled` slices of the fill."""
@@ -430,6 +477,8 @@ class SelfLabelling:
                 "done": done,
                 **fill_state(filled, self.digest),
                 "shape_classes": list(self.network.shape_classes),
+                "flow_share": self.flow_share,
+                "temperature": self.temperature,
             },
         )
 
@@ -517,7 +566,7 @@ class SelfLabelling:
     ) -> Iterator[Event]:
         saved, done = time.monotonic(), set(filled)
         for slot in self.context.in_view_first([slot for slot in slots if slot not in done]):
-            yield self._write(slot, self._label(network, slot, shapes), "final")
+            yield self._write(slot, self._label(network, slot, shapes, flow_share=self.flow_share), "final")
             done.add(slot)
             yield Progress("fill", len(done), len(slots), f"{slot.volume} {self.context.axis}{slot.index}")
             is_last = self.context.stop()
@@ -536,7 +585,7 @@ class SelfLabelling:
             network.config,
             axis=self.context.axis,
             classes=classes,
-            temperature=self.calibration.temperature,
+            temperature=self.temperature,
             method=NAME,
         )
         weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
@@ -549,7 +598,7 @@ class SelfLabelling:
         slots = self.known.human_slots()
         if self.config.calibrate == "off" or len(slots) < LEAST_FOR_CALIBRATION:
             return
-        found: list[HeldOut] = []
+        found: dict[Slot, HeldOut] = {}
         for fold in range(FOLDS):
             held_out = slots[fold::FOLDS]
             trainer = self._trainer(self.network, self.config.fold_iterations)
@@ -558,15 +607,72 @@ class SelfLabelling:
             if self.context.stop():
                 return
             for slot in held_out:
-                found.append(self._judge(trainer.predictor, slot, held_out))
+                found[slot] = self._judge(trainer.predictor, slot, held_out)
                 yield Progress("calibrate", len(found), len(slots), f"{slot.volume} {self.context.axis}{slot.index}")
-        self.calibration = calibrate(found, self.usual_area)
+        self.calibration = calibrate(list(found.values()), self.usual_area)
+        self.temperature = self.calibration.temperature
+        if self.config.flow == "auto":
+            yield from self._weigh_flow(found)
+            if self.context.stop():
+                return
+        judged = list(found.values())
+        if self.flow_share:
+            self.calibration = calibrate(judged, self.usual_area)
         yield Metric("temperature", self.calibration.temperature, 0)
-        yield Metric("held_out_dice", mean_dice(found), 0)
+        yield Metric("held_out_dice", mean_dice(judged), 0)
+
+    def _weigh_flow(self, found: dict[Slot, HeldOut]) -> Iterator[Event]:
+        """Find the share of flow with which held-out slices come out best; `found` is that of them as labelled so."""
+        self.flow = Flow(self.context, flow_config(self.config))
+        yield from self.flow.learn()
+        if self.context.stop():
+            return
+        alone: list[HeldOut] = []
+        carried: dict[Slot, HeldOut] = {}
+        for event in self.flow.to_held_out():
+            if isinstance(event, Progress):
+                yield event
+                continue
+            slot, probability = event
+            alone.append(found[slot])
+            carried[slot] = found[slot]._replace(probability=probability[:, self._picked(slot)])
+        if self.context.stop() or not carried:
+            return
+        scores = {share: mean_dice(list(map(partial(_mixed, share), alone, carried.values()))) for share in FLOW_SHARES}
+        self.flow_share = max(scores, key=lambda share: scores[share])
+        yield Metric("flow_share", self.flow_share, 0)
+        yield Metric("held_out_dice_network", scores[0.0], 0)
+        yield Metric("held_out_dice_flow", mean_dice(list(carried.values())), 0)
+        if self.flow_share:
+            # of other slices nothing is known that is labelled in this way
+            found.clear()
+            found.update(zip(carried, map(partial(_mixed, self.flow_share), alone, carried.values()), strict=True))
+
+    def _carry(self) -> Iterator[Event]:
+        """Have flow label everything; what it says is the first that is seen of a slice."""
+        if self.flow is None:
+            self.flow = Flow(self.context, flow_config(self.config))
+            yield from self.flow.learn()
+            if self.context.stop():
+                return
+        count = sum(len(gap.slices) for name in self.sources for gap in gaps(self.context, name))
+        done = 0
+        for gap in self.flow.gaps_to_fill():
+            for index, probability in self.flow.carried(gap):
+                if probability is not None:
+                    slot, shape = Slot(gap.volume, index), probability.shape[1:]
+                    band = Band(slice(0, shape[0]), probability)
+                    labelled = label([band], (shape[0], shape[1]), len(probability) - 1, 1.0, self.usual_area)
+                    self.sets.write(FLOW_SET, gap.volume, index, labelled)
+                    yield self._write(slot, labelled, "flow")
+                    done += 1
+                yield Progress("carry", done, count, self.flow.name(gap, index))
+                if self.context.stop():
+                    return
+        self.sets.finish(FLOW_SET, self.digest)
 
     def _judge(self, network: SliceNetwork, slot: Slot, held_out: Sequence[Slot]) -> HeldOut:
-        target = self.known.human(slot)
-        picked = sample_known(target, self.context.rng)
+        target, picked = self.known.human(slot), self._picked(slot)
         read = self._reader(network, slot, self.shapes, self.known.left_out(slot, held_out))
 
         def work(tile: int) -> "NDArray[np.float32]":
@@ -575,6 +681,10 @@ class SelfLabelling:
 
         distance = self.known.held_out_distance(slot, held_out)
         return HeldOut(with_smaller_tiles(work, self.context.device), target[picked], distance)
+
+    def _picked(self, slot: Slot) -> "NDArray[np.bool_]":
+        """Return the pixels by which a held-out slice is judged, always the same ones."""
+        return sample_known(self.known.human(slot), np.random.default_rng((self.config.seed, slot.index)))
 
     # -- reading and writing slices -----------------------------------------------------------------------------------
 
@@ -602,16 +712,35 @@ class SelfLabelling:
             found = np.zeros((len(network.shape_classes), *size), np.float16)
         return found
 
-    def _label(self, network: SliceNetwork, slot: Slot, shapes: dict[str, Shapes], *, mirror: bool = True) -> Labelled:
+    def _label(
+        self,
+        network: SliceNetwork,
+        slot: Slot,
+        shapes: dict[str, Shapes],
+        *,
+        mirror: bool = True,
+        flow_share: float = 0.0,
+    ) -> Labelled:
         shape = self.context.volume(slot.volume).plane_shape(self.context.axis)
         read = self._reader(network, slot, shapes)
         temperature = self.calibration.temperature_at(self._distance(slot))
 
         def work(tile: int) -> Labelled:
             bands = predict_bands(network, read, shape, self.context.device, tile=tile, mirror=mirror)
+            if flow_share:
+                bands = self._with_flow(bands, slot, flow_share)
             return label(bands, shape, len(network.config.classes), temperature, self.usual_area)
 
         return with_smaller_tiles(work, self.context.device)
+
+    def _with_flow(self, bands: Iterable[Band], slot: Slot, share: float) -> Iterator[Band]:
+        """Yield the bands of a slice with what flow carried to it, where it did."""
+        width = self.context.volume(slot.volume).plane_shape(self.context.axis)[1]
+        for rows, probability in bands:
+            box = Box((slot.index, rows.start, 0), (slot.index + 1, rows.stop, width))
+            carried = self.sets.mean([FLOW_SET], slot.volume, box, len(probability))[:, 0].astype(np.float32)
+            told = self.sets.confidence([FLOW_SET], slot.volume, box)[0, 0] > 0
+            yield Band(rows, np.where(told, pooled(probability, carried, share), probability))
 
     def _distance(self, slot: Slot) -> int:
         return self.calibration.distance(self.known.distance(slot))
@@ -735,3 +864,10 @@ class SelfLabelling:
             human=False,
             around=self._around(network, slot, self.shapes),
         )
+
+
+def _mixed(share: float, network: HeldOut, flow: HeldOut) -> HeldOut:
+    """Return what both say together of a held-out slice."""
+    if not share:
+        return network
+    return network._replace(probability=pooled(network.probability, flow.probability, share))

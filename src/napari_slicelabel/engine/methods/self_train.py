@@ -10,7 +10,6 @@ says which sets have a vote, and whether the meta-model is any better than their
 
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
 import math
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,20 +24,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from napari_slicelabel.data.boxes import AXES, Axis, Box
-from napari_slicelabel.data.files import storage_errors
 from napari_slicelabel.engine.block_sampling import Block, BlockPool, ShapesOf, block_boxes
-from napari_slicelabel.engine.blocks import BlockPredictor, along, crop_size
+from napari_slicelabel.engine.blocks import BlockPredictor, crop_size
 from napari_slicelabel.engine.confidence import FOLDS, LEAST_FOR_CALIBRATION, Calibration, Labelled, label, true_dice
 from napari_slicelabel.engine.context import Slot, fill_state, filled_before
 from napari_slicelabel.engine.densevoxnet import AUXILIARY_WEIGHT, DenseVoxNet
 from napari_slicelabel.engine.events import Event, Metric, Progress
 from napari_slicelabel.engine.fit import Trainer
+from napari_slicelabel.engine.label_sets import LabelSets
 from napari_slicelabel.engine.losses import IGNORE, masked_losses
 from napari_slicelabel.engine.networks import OUTPUT_STRIDE, NetworkConfig, SliceNetwork
 from napari_slicelabel.engine.planes import PlaneReader
 from napari_slicelabel.engine.predict import Band, predict_bands, with_smaller_tiles
 from napari_slicelabel.engine.sampling import Batch, Plane, PlanePool, SamplingConfig
-from napari_slicelabel.engine.stores import SliceStore
 from napari_slicelabel.engine.volume_learning import (
     VolumeLearner,
     VolumeLearningConfig,
@@ -378,7 +376,7 @@ class SelfTraining:
         context, config = self.context, self.config
         self.learner = VolumeLearner(context, config)
         self.axes = {name: plane_axes(context.volume(name), config.planes, context.axis) for name in context.volumes}
-        self._kept: dict[tuple[str, str, str], SliceStore] = {}
+        self.sets = LabelSets(context)
 
     @property
     def planes(self) -> NetworkConfig:
@@ -399,7 +397,7 @@ class SelfTraining:
         """Go through the stages; see `propagate`."""
         tensors, extra = self.context.load_state() or ({}, {})
         if extra.get("all_done"):
-            self._remove_sets()
+            self.sets.remove()
             return
         # of what this part goes by: what is painted while it fills must be seen by the next one
         self.digest = self.context.annotation_digest()
@@ -514,7 +512,7 @@ class SelfTraining:
                 )
                 return label(bands, shape, len(self.planes.classes), 1.0, self.learner.usual_area)
 
-            self._write_set(axis, name, index, with_smaller_tiles(labelled, self.context.device))
+            self.sets.write(axis, name, index, with_smaller_tiles(labelled, self.context.device))
             yield Progress(self._named(f"label along {axis}"), number, len(indices), f"{name} {axis}{index}")
             if self.context.stop():
                 return
@@ -545,7 +543,7 @@ class SelfTraining:
                         if isinstance(labelled, Progress):
                             yield labelled
                         else:
-                            self._write_set(VOLUME_SET, name, index, labelled)
+                            self.sets.write(VOLUME_SET, name, index, labelled)
                     predictor.release(index)
                     yield Progress(stage, number, len(slices), f"{name} {index}")
                     if self.context.stop():
@@ -618,9 +616,8 @@ class SelfTraining:
     def _set_plane(self, which: str, slot: Slot) -> "NDArray[np.uint8]":
         """Return the labels of a set in a slice along the axis of the run."""
         height, width = self.context.volume(slot.volume).plane_shape(self.context.axis)
-        place = along(self.context.axis, Box((slot.index, 0, 0), (slot.index + 1, height, width)))
-        labels = self._store("labels", which, slot.volume).read_box(place)
-        plane: NDArray[np.uint8] = np.moveaxis(labels, AXES.index(self.context.axis), 0)[0]
+        box = Box((slot.index, 0, 0), (slot.index + 1, height, width))
+        plane: NDArray[np.uint8] = self.sets.labels([which], slot.volume, box)[0, 0]
         return plane
 
     def _held_out_dice(self, made: "Mapping[Slot, NDArray[np.uint8]]") -> float:
@@ -692,10 +689,7 @@ class SelfTraining:
                 predictor.close()
         # first of all: without the sets, and with some of them, nothing could be filled any more
         self._save(tensors, done=last_stage, filled=done, all_done=True)
-        self._remove_sets()
-
-    def _remove_sets(self) -> None:
-        shutil.rmtree(self.context.folder / "sets", ignore_errors=True)
+        self.sets.remove()
 
     def _labelled(self, predictor: BlockPredictor | None, slot: Slot) -> Labelled:
         """Return a slice as the meta-model and the mean of the sets see it together, or the 3D network, or the mean."""
@@ -807,32 +801,16 @@ class SelfTraining:
         """Return the sets of a volume that have a vote; where none of those makes sense in it, the 3D network's."""
         return tuple(which for which in (*self.axes[name], VOLUME_SET) if which in self.voters) or (VOLUME_SET,)
 
-    def _store(self, kind: str, which: str, name: str) -> SliceStore:
-        """Return the labels or the confidence of a set, with slices along the axis that it was predicted along."""
-        if (kind, which, name) not in self._kept:
-            axis: Axis = self.context.axis if which == VOLUME_SET else which  # type: ignore[assignment]
-            path = self.context.folder / "sets" / which / kind / f"{name}.zarr"
-            with storage_errors(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            self._kept[kind, which, name] = SliceStore(path, self.context.volume(name), axis)
-        return self._kept[kind, which, name]
-
-    def _write_set(self, which: str, name: str, index: int, labelled: Labelled) -> None:
-        self._store("labels", which, name).write(index, labelled.channels)
-        self._store("confidence", which, name).write(index, np.rint(labelled.confidence * 255).astype(np.uint8))
-
-    def _read_sets(self, kind: str, name: str, box: Box) -> "NDArray[np.uint8]":
-        """Return the labels or the confidence of all sets in a box (d, h, w), shape (sets, d, h, w)."""
-        place, number = along(self.context.axis, box), AXES.index(self.context.axis)
-        return np.stack(
-            [np.moveaxis(self._store(kind, which, name).read_box(place), number, 0) for which in self._sets(name)]
-        )
-
     def _averaged(self, name: str, box: Box) -> "NDArray[np.float16]":
         """Return the mean of the sets for each channel in a box, and with ``variance`` how far they disagree."""
-        labels = self._read_sets("labels", name, box)
-        sure = None if self.config.average == "hard" else self._read_sets("confidence", name, box)
-        return averaged(labels, sure, 1 + len(self.planes.classes), variance=self.config.variance == "on")
+        return self.sets.mean(
+            self._sets(name),
+            name,
+            box,
+            1 + len(self.planes.classes),
+            hard=self.config.average == "hard",
+            variance=self.config.variance == "on",
+        )
 
     # -- the meta-model -----------------------------------------------------------------------------------------------
 
@@ -865,7 +843,7 @@ class SelfTraining:
                 held_out = [slot.index for slot in self.held_out if slot.volume == name]
                 painted[[index - box.start[0] for index in held_out if box.start[0] <= index < box.stop[0]]] = IGNORE
                 human = painted != IGNORE
-                targets = np.where(human, painted, self._read_sets("labels", name, box))
+                targets = np.where(human, painted, self.sets.labels(self._sets(name), name, box))
                 yield Block(name, box, self._meta_input(name, box), targets, human)
 
         sampling = replace(learner.sampling, crop=self._meta_crop())
@@ -891,44 +869,6 @@ class SelfTraining:
             scratch=self.context.folder / f".sums.{name}.part.zarr",
             mirror=self.planes.mirror,
         )
-
-
-def averaged(
-    labels: "NDArray[np.uint8]", sure: "NDArray[np.uint8] | None", channels: int, *, variance: bool
-) -> "NDArray[np.float16]":
-    """Return the mean of several sets of labels.
-
-    Parameters
-    ----------
-    labels : ndarray of shape (n, d, h, w), uint8
-        Channel numbers.
-    sure : ndarray of shape (n, d, h, w), uint8, or None
-        Their confidence times 255; what is missing to 1 is shared by the other channels. None: all are certain.
-    channels : int
-        Classes and background.
-    variance : bool
-        Whether a last channel holds the variance over the sets, summed over the channels: 0 where they agree.
-
-    Returns
-    -------
-    ndarray of shape (channels [+ 1], d, h, w), float16
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> sets = np.array([[[[0, 1]]], [[[1, 1]]]], np.uint8)
-    >>> averaged(sets, None, 2, variance=True)[:, 0, 0].tolist()
-    [[0.5, 0.0], [0.5, 1.0], [0.5, 0.0]]
-    """
-    top = np.ones(labels.shape, np.float32) if sure is None else sure.astype(np.float32) / 255
-    rest = (1 - top) / max(1, channels - 1)
-    found = np.zeros((channels + variance, *labels.shape[1:]), np.float16)
-    for channel in range(channels):
-        share = np.where(labels == channel, top, rest)
-        found[channel] = share.mean(0)
-        if variance:
-            found[channels] += share.var(0).astype(np.float16)
-    return found
 
 
 def _runs(indices: Sequence[int]) -> Iterator[range]:
