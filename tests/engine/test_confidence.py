@@ -1,0 +1,121 @@
+"""Probabilities that mean what they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from napari_slicelabel.engine.confidence import (
+    Calibration,
+    HeldOut,
+    calibrate,
+    expected_dice,
+    label,
+    mean_dice,
+    pooled,
+    true_dice,
+    with_temperature,
+)
+from napari_slicelabel.engine.predict import Band
+
+SCORES = arrays(np.float32, (3, 17), elements=st.floats(-8, 8, width=32))
+
+
+def probabilities(scores: np.ndarray) -> np.ndarray:
+    powered = np.exp(scores - scores.max(0))
+    return (powered / powered.sum(0)).astype(np.float32)
+
+
+@given(SCORES, st.floats(1, 8))
+def test_a_temperature_takes_certainty_and_no_label(scores: np.ndarray, temperature: float) -> None:
+    before = probabilities(scores)
+    after = with_temperature(before, temperature)
+    np.testing.assert_allclose(after.sum(0), 1, atol=1e-5)
+    assert (after.max(0) <= before.max(0) + 1e-5).all()
+    first, second = np.sort(before, 0)[:-3:-1]
+    clear = first > second + 1e-4
+    np.testing.assert_array_equal(after.argmax(0)[clear], before.argmax(0)[clear])
+
+
+@given(SCORES, SCORES, st.floats(0, 1))
+def test_the_pool_lies_between_the_two_and_takes_them_in_any_order(
+    one: np.ndarray, other: np.ndarray, share: float
+) -> None:
+    one, other = probabilities(one), probabilities(other)
+    found = pooled(one, other, share)
+    np.testing.assert_allclose(found.sum(0), 1, atol=1e-5)
+    np.testing.assert_allclose(found, pooled(other, one, 1 - share), atol=1e-4)
+    # what neither doubts nobody doubts
+    agreed = one.argmax(0) == other.argmax(0)
+    np.testing.assert_array_equal(found.argmax(0)[agreed], one.argmax(0)[agreed])
+
+
+def test_the_pool_of_one_is_that_one_and_nobody_can_rule_anything_out() -> None:
+    sure, other = (np.array(values, np.float32)[:, None] for values in ([0.8, 0.2], [0.4, 0.6]))
+    np.testing.assert_allclose(pooled(sure, other, 0), sure, atol=1e-6)
+    np.testing.assert_allclose(pooled(sure, other, 1), other, atol=1e-6)
+    # sqrt(.8 * .4) : sqrt(.2 * .6)
+    np.testing.assert_allclose(pooled(sure, other, 0.5)[0], 0.32**0.5 / (0.32**0.5 + 0.12**0.5), atol=1e-6)
+    never = np.array([[1.0], [0.0]], np.float32)
+    assert pooled(never, np.array([[1e-6], [1.0]], np.float32), 0.5)[1] == pytest.approx(0.5, abs=1e-3)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**31), st.floats(1.5, 4))
+def test_calibration_finds_by_how_much_a_network_is_too_sure(seed: int, factor: float) -> None:
+    rng = np.random.default_rng(seed)
+    honest = probabilities(rng.normal(0, 1.5, (3, 40_000)))
+    truth = (honest.cumsum(0) < rng.random(honest.shape[1])).sum(0).clip(max=2).astype(np.uint8)
+    boasting = honest**factor / (honest**factor).sum(0)
+    found = calibrate([HeldOut(boasting.astype(np.float32), truth, distance=4)], usual_area=1000)
+    assert found.temperature == pytest.approx(factor, rel=0.05)
+    # then its expected Dice needs no correction
+    assert found.shift == pytest.approx(0, abs=0.1)
+    assert found.reference == 4
+
+
+def test_modesty_is_not_corrected() -> None:
+    """The networks that label held-out slices trained for less long than the one that is used."""
+    probability = np.full((2, 1000), 0.4, np.float32)
+    probability[0] = 0.6
+    assert calibrate([HeldOut(probability, np.zeros(1000, np.uint8), 3)], 10).temperature == pytest.approx(1, abs=1e-3)
+
+
+def test_corrections_grow_with_the_distance_and_end_at_twice_that_of_held_out_slices() -> None:
+    calibration = Calibration(temperature=2.0, shift=-1.0, reference=5)
+    assert [calibration.temperature_at(d) for d in (0, 5, 10, 50)] == [1, 2, 3, 3]
+    assert calibration.corrected(0.5, 0) == pytest.approx(0.5)
+    scores = [calibration.corrected(0.9, d) for d in (0, 2, 5, 10, 50)]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[-1] == scores[-2]
+    assert calibration.distance(3) == 3
+    assert calibration.distance(None) == 10
+
+
+def test_expected_dice_is_that_of_truths_drawn_from_the_probabilities() -> None:
+    rng = np.random.default_rng(0)
+    probability = probabilities(rng.normal(0, 2, (3, 60, 60)).astype(np.float32))
+    found = label([Band(slice(0, 60), probability)], (60, 60), 2, 1.0, usual_area=1000)
+    drawn = []
+    for _ in range(30):
+        truth = (probability.cumsum(0) < rng.random((60, 60))).sum(0).clip(max=2).astype(np.uint8)
+        drawn.append(true_dice(found.channels, truth))
+    assert found.expected == pytest.approx(np.mean([score for score in drawn if score is not None]), abs=0.01)
+    np.testing.assert_array_equal(found.channels, probability.argmax(0))
+    np.testing.assert_allclose(found.confidence, probability.max(0))
+
+
+def test_where_nothing_is_predicted_the_score_falls_with_what_may_be_there() -> None:
+    nothing, much = (expected_dice(np.zeros(2), np.zeros(2), np.full(2, mass), 100) for mass in (0.0, 50.0))
+    assert nothing == 1
+    assert much == pytest.approx(0.5)
+
+
+def test_slices_without_any_class_do_not_count() -> None:
+    empty = HeldOut(np.array([[0.9] * 4, [0.1] * 4], np.float32), np.zeros(4, np.uint8), 1)
+    right = HeldOut(np.array([[0.1] * 4, [0.9] * 4], np.float32), np.ones(4, np.uint8), 1)
+    assert mean_dice([empty, right]) == 1
+    assert mean_dice([empty]) == 0
