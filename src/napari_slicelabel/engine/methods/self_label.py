@@ -138,8 +138,8 @@ class SelfLabelConfig(MethodConfig):
     )
     flow: Literal["auto", "off"] = Field(
         "auto",
-        description="Add what correspondence flow carries to what the network says, by the share with which held-out"
-        " slices are labelled best; auto: where slices are held out to calibrate.",
+        description="Whether what correspondence flow carries counts as much as what the network says; auto: where"
+        " held-out slices are labelled better by both together.",
     )
     flow_iterations: int = Field(
         60, ge=0, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps of the flow."
@@ -274,9 +274,9 @@ def propagate(context: "RunContext", config: SelfLabelConfig) -> Iterator[Event]
     Notes
     -----
     Stages, each with its state on disk at the end: *calibrate* trains one network per fold of held-out annotated slices
-    and measures temperature and expected Dice, and which share correspondence flow should have; *carry* has flow label
-    everything, unless that is none; *fit* trains on the annotated slices; *round k* predicts the next slices
-    of every front, accepts pseudo-labels and trains on; *fill* predicts every slice with the last network, those
+    and measures temperature and expected Dice, and whether correspondence flow should count; *carry* has flow label
+    everything, if so; *fit* trains on the annotated slices; *round k* predicts the next slices of every front, accepts
+    pseudo-labels and trains on; *fill* predicts every slice with the last network, and adds what flow says, those
     nearest to an annotated slice first. A resume goes on behind the last stage that ended, and in *fill* where it was.
     """
     yield from SelfLabelling(context, config).run()
