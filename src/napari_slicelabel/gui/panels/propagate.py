@@ -24,7 +24,7 @@ _NAMES = {
     "interpolate": "Interpolate (seconds)",
     "flow": "Flow (a minute)",
     "self-label": "Self-label (minutes)",
-    "gradual-3d": "Gradual 3D (more minutes)",
+    "gradual-3d": "Gradual 3D (minutes)",
     "self-train": "Self-train (over lunch)",
 }
 _PREFERRED = "self-label"
