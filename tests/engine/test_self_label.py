@@ -453,3 +453,18 @@ def test_what_was_carried_is_taken_up_by_a_resume(make_project: Callable[..., Pr
     assert bool(carried) is (change != "nothing")
     assert evaluate(project, truth=project.volume("a"), run_id=run_id(project))["mean_dice"] > 0.9
     assert not sets.exists()
+
+
+def test_a_flow_that_does_not_count_changes_no_label(
+    make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether flow is asked must not change what the network draws, and so learns."""
+    project = make_project({"a": drifting_tube()}, {"a": (2, 7, 12, 17, 22)}, classes=("tube",))
+    monkeypatch.setattr(self_label, "FLOW_SHARES", (0.0,))
+    found = []
+    for flow in ("auto", "off"):
+        events = events_of(project, flow=flow)
+        assert ("flow_share" in metrics_of(events)) is (flow == "auto")
+        store = run_store(project, project.run_folder(run_id(project)), "confidence", "a", "z")
+        found.append(np.stack([store.read(index) for index in range(24)]))
+    np.testing.assert_array_equal(*found)

@@ -153,7 +153,7 @@ def propagate(context: "RunContext", config: FlowConfig) -> Iterator[Event]:
     one gap's labels; those of a long gap are on disk in the run's folder.
     """
     context.need_annotated("carry labels from")
-    yield from Flow(context, config).run()
+    yield from Flow(context, config, context.rng).run()
 
 
 def between(context: "RunContext", config: FlowConfig) -> Iterator[Event | tuple[Slot, "NDArray[np.uint8]"]]:
@@ -176,7 +176,7 @@ def between(context: "RunContext", config: FlowConfig) -> Iterator[Event | tuple
     InputError
         As for `propagate`.
     """
-    flow = Flow(context, config)
+    flow = Flow(context, config, context.rng)
     yield from flow.learn()
     for name in context.volumes:
         for gap in gaps(context, name):
@@ -233,10 +233,19 @@ def gaps(context: "RunContext", volume: str) -> tuple[Gap, ...]:
 
 @dataclass
 class Flow:
-    """One run of the method."""
+    """One run of the method.
+
+    Attributes
+    ----------
+    context, config
+        Of the run.
+    rng : numpy.random.Generator
+        Draws crops; that of the run, unless another method asks and is to draw the same whether it asks or not.
+    """
 
     context: "RunContext"
     config: FlowConfig
+    rng: np.random.Generator
     network: CorrespondenceNetwork = field(init=False)
     calibration: Calibration = field(init=False, default_factory=Calibration)
 
@@ -584,11 +593,11 @@ class Flow:
             yield loss.detach()
 
     def _draws(self, share: float) -> bool:
-        return share > 0 and self.context.rng.random() < share
+        return share > 0 and self.rng.random() < share
 
     def _runs(self) -> list[Tensor]:
         """Return some runs of consecutive slices, (n, c, h, w), as many as a fixed memory holds."""
-        context, rng = self.context, self.context.rng
+        context, rng = self.context, self.rng
         length = 1 + self.config.gap_high
         starts = [
             (name, start, min(start + length, piece.slices.stop))
@@ -612,7 +621,7 @@ class Flow:
 
     def _crops(self, runs: Sequence[Tensor], count: int) -> tuple[Tensor, Tensor]:
         """Return the same crop of `count` slices one behind the other, and what the network sees of them."""
-        rng, config = self.context.rng, self.config
+        rng, config = self.rng, self.config
         stride = self.network.config.stride
         smallest = [min(run.shape[axis] for run in runs) for axis in (-2, -1)]
         size = [max(stride, min(config.crop_px, n) // stride * stride) for n in smallest]
@@ -641,7 +650,7 @@ class Flow:
 
     def _places(self, length: int, count: int) -> list[int]:
         """Return places in a run of slices, one behind the other in either direction, as far apart as in training."""
-        rng, low, high = self.context.rng, self.config.gap_low, self.config.gap_high
+        rng, low, high = self.rng, self.config.gap_low, self.config.gap_high
         gaps: list[int] = []
         for later in reversed(range(count - 1)):
             gaps.append(int(rng.integers(low, min(high, length - 1 - sum(gaps) - low * later) + 1)))

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
+import torch
 from pydantic import Field, JsonValue
 from torch import Tensor
 
@@ -67,7 +68,7 @@ FLOW_SHARES = (0.0, 0.5)
 The networks that label held-out slices trained for less long than the one that labels everything, and tell no more.
 """
 
-_FLOW_CACHE_MB = 256
+_FLOW_CACHE_MB, _FLOW_STREAM = 256, 1
 
 _SAVE_EVERY_S = 30.0
 
@@ -621,9 +622,16 @@ class SelfLabelling:
         yield Metric("temperature", self.calibration.temperature, 0)
         yield Metric("held_out_dice", mean_dice(judged), 0)
 
+    def _asked(self) -> Flow:
+        """Return a flow that draws from a generator of its own: the network learns the same without it."""
+        rng = np.random.default_rng((self.config.seed, _FLOW_STREAM))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**31)))
+            return Flow(self.context, flow_config(self.config), rng)
+
     def _weigh_flow(self, found: dict[Slot, HeldOut]) -> Iterator[Event]:
         """Find the share of flow with which held-out slices come out best; `found` is that of them as labelled so."""
-        self.flow = Flow(self.context, flow_config(self.config))
+        self.flow = self._asked()
         yield from self.flow.learn()
         if self.context.stop():
             return
@@ -651,7 +659,7 @@ class SelfLabelling:
     def _carry(self) -> Iterator[Event]:
         """Have flow label everything; what it says is the first that is seen of a slice."""
         if self.flow is None:
-            self.flow = Flow(self.context, flow_config(self.config))
+            self.flow = self._asked()
             yield from self.flow.learn()
             if self.context.stop():
                 return
