@@ -36,6 +36,7 @@ ARMS: dict[str, tuple[str, dict[str, object]]] = {
         "self-label",
         {"shapes": "off", "rounds": 0, "iterations": STEPS, "calibrate": "off", "transfer_iterations": 0},
     ),
+    "self-label, flow=off": ("self-label", {"transfer_iterations": 0, "flow": "off"}),
     "self-label": ("self-label", {"transfer_iterations": 0}),
     "flow": ("flow", {}),
     "gradual-3d": ("gradual-3d", {}),

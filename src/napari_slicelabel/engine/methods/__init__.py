@@ -62,8 +62,8 @@ _ALL = (
     ),
     Method(
         name=self_label.NAME,
-        title="A 2D network learns from the painted slices and from what it labels, front by front",
-        known="A good first choice: the best, or close to it, in four of the five volumes of our tests.",
+        title="A 2D network learns from the painted slices and from what it labels; flow is heard, too",
+        known="A good first choice: the best, or within a point of it, in all five volumes of our tests.",
         config=self_label.SelfLabelConfig,
         propagate=self_label.propagate,
         work=self_label.work,
@@ -71,7 +71,7 @@ _ALL = (
     Method(
         name=gradual.NAME,
         title="A 3D network learns from regions that grow around what was painted",
-        known="About as good as self-label in two of three brain scans, at twice the time; behind it in EM.",
+        known="As good as the network of self-label alone in two of three brain scans; behind it in EM.",
         config=gradual.GradualConfig,
         propagate=gradual.propagate,
         work=gradual.work,
@@ -79,7 +79,7 @@ _ALL = (
     Method(
         name=self_train.NAME,
         title="Labels of a 2D network along three axes and of a 3D one, weighed up by a third",
-        known="The longest to run. Where we measured it, it was close behind self-label.",
+        known="The longest to run. Where we measured it, it was behind self-label.",
         config=self_train.SelfTrainConfig,
         propagate=self_train.propagate,
         work=self_train.work,
