@@ -444,13 +444,22 @@ def test_what_was_carried_is_taken_up_by_a_resume(make_project: Callable[..., Pr
         filled.extend([event.index] if isinstance(event, SliceDone) and event.provenance == "final" else [])
     sets = project.run_folder(run_id(project)) / "sets"
     assert sets.exists()
+    store = run_store(project, project.run_folder(run_id(project)), "confidence", "a", "z")
+    before = {index: store.read(index) for index in filled}
     if change == "a correction":
         project.annotation("a").write_slice(SliceRef("z", 9), truth[9], complete=True)
     elif change == "sets removed":
         shutil.rmtree(sets)
     events = list(run(project, resume=run_id(project)))
-    carried = [event for event in events if isinstance(event, SliceDone) and event.provenance == "flow"]
+    carried = [event for event in events if isinstance(event, Progress) and event.stage == "carry"]
     assert bool(carried) is (change != "nothing")
+    # it is not shown again: what the network has labelled by now would be gone
+    written = [event for event in events if isinstance(event, SliceDone)]
+    assert {event.provenance for event in written} <= {"final", "human"}
+    if change != "a correction":
+        assert not {event.index for event in written} & set(filled)
+        for index, sure in before.items():
+            np.testing.assert_array_equal(store.read(index), sure)
     assert evaluate(project, truth=project.volume("a"), run_id=run_id(project))["mean_dice"] > 0.9
     assert not sets.exists()
 

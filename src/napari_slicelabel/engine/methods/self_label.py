@@ -443,13 +443,14 @@ class SelfLabelling:
             if self.context.stop():
                 return
             self._save({}, done=-1)
+        done = int(extra.get("done", -1))  # type: ignore[arg-type]
         if self.flow_share and not self.sets.is_finished(FLOW_SET, self.digest):
-            yield from self._carry()
+            # carried once more, it must not take the place of what the network has filled since
+            yield from self._carry(show=done < 0)
             if self.context.stop():
                 return
         self.flow = None
         trainer = self._trainer(self.network, self._total_steps())
-        done = int(extra.get("done", -1))  # type: ignore[arg-type]
         if done >= 0:
             trainer.load_state(tensors)
         else:
@@ -656,8 +657,8 @@ class SelfLabelling:
             found.clear()
             found.update(zip(carried, map(partial(_mixed, self.flow_share), alone, carried.values()), strict=True))
 
-    def _carry(self) -> Iterator[Event]:
-        """Have flow label everything; what it says is the first that is seen of a slice."""
+    def _carry(self, *, show: bool) -> Iterator[Event]:
+        """Have flow label everything; with ``show`` what it says is the first that is seen of a slice."""
         if self.flow is None:
             self.flow = self._asked()
             yield from self.flow.learn()
@@ -672,7 +673,8 @@ class SelfLabelling:
                     band = Band(slice(0, shape[0]), probability)
                     labelled = label([band], (shape[0], shape[1]), len(probability) - 1, 1.0, self.usual_area)
                     self.sets.write(FLOW_SET, gap.volume, index, labelled)
-                    yield self._write(slot, labelled, "flow")
+                    if show:
+                        yield self._write(slot, labelled, "flow")
                     done += 1
                 yield Progress("carry", done, count, self.flow.name(gap, index))
                 if self.context.stop():
