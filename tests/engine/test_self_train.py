@@ -11,7 +11,6 @@ import torch
 
 from napari_slicelabel.data.boxes import Box, SliceRef
 from napari_slicelabel.data.volume import Volume
-from napari_slicelabel.engine import label_sets
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.context import run_store
 from napari_slicelabel.engine.evaluate import evaluate
@@ -319,7 +318,7 @@ def test_a_meta_model_worse_than_what_it_learned_from_is_not_used(
 
     monkeypatch.setattr(SelfTraining, "_learn_meta", all_ball)
     monkeypatch.setattr(SelfTraining, "_set_plane", set_plane)
-    monkeypatch.setattr(label_sets, "averaged", mean)
+    monkeypatch.setattr(self_train, "averaged", mean)
     metrics, said = trial_events(project, shapes="on", consensus=0.0)
     assert metrics["uses_meta"] == 0
     assert said[-1].startswith(f"the {best} labels, not the meta-model: Dice on held-out slices")

@@ -68,7 +68,8 @@ class Bench:
     def panel(self, name: str) -> Any:
         return next(s.panel for s in self.dock.sections if type(s.panel).__name__ == name)
 
-    def wait(self, condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    def wait(self, condition: Callable[[], bool | None], timeout_s: float = 60) -> None:
+        """Wait until a condition is true, or one that returns nothing no longer fails an assertion."""
         self.qtbot.waitUntil(condition, timeout=int(timeout_s * 1000))
 
     def settle(self) -> None:
@@ -80,8 +81,13 @@ class Bench:
     def click(self, button: Any) -> None:
         from qtpy.QtCore import Qt
 
-        # as a person does who waits for what a job brings; a section may be folded, but its button must not be hidden
-        self.wait(lambda: button.isEnabled() and not button.isHidden())
+        def can_be_clicked() -> None:
+            assert button.isEnabled(), f"{button.text()} is greyed out"
+            # a section may be folded, but a button that is hidden in it cannot be clicked
+            assert not button.isHidden(), f"{button.text()} is hidden"
+
+        # as a person who waits for what a job brings
+        self.wait(can_be_clicked)
         self.qtbot.mouseClick(button, Qt.MouseButton.LeftButton)
 
     def choose(self, *titles: str) -> None:

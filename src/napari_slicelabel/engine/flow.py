@@ -33,7 +33,7 @@ from napari_slicelabel.engine.carried import (
     verified,
     without_unknown,
 )
-from napari_slicelabel.engine.confidence import Calibration, HeldOut, calibrate, label, mean_dice, true_dice
+from napari_slicelabel.engine.confidence import Calibration, HeldOut, Labelled, calibrate, label, mean_dice, true_dice
 from napari_slicelabel.engine.context import Slot, run_store
 from napari_slicelabel.engine.correspondence import (
     CorrespondenceConfig,
@@ -528,18 +528,16 @@ class Flow:
         """Return what a slice of a gap is called in progress."""
         return f"{gap.volume} {self.context.axis}{index}"
 
+    def labelled(self, probability: "NDArray[np.float32]", temperature: float) -> Labelled:
+        """Return labels, confidence and expected Dice of a slice that labels were carried to."""
+        height, width = probability.shape[1:]
+        band = Band(slice(0, height), probability)
+        return label([band], (height, width), self._classes, temperature, self._usual_area)
+
     def _write(self, slot: Slot, probability: "NDArray[np.float32]") -> SliceDone:
         distance = self._known.distance(slot)
         assert distance is not None, "volumes without annotated slices were refused"
-        shape = probability.shape[1:]
-        temperature = self.calibration.temperature_at(distance)
-        found = label(
-            [Band(slice(0, shape[0]), probability)],
-            (shape[0], shape[1]),
-            self._classes,
-            temperature,
-            self._usual_area,
-        )
+        found = self.labelled(probability, self.calibration.temperature_at(distance))
         return self.context.write_slice(
             slot.volume,
             slot.index,

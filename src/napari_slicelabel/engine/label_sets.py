@@ -58,20 +58,6 @@ class LabelSets:
         """Return the confidence of some sets in a box, times 255; 0 where nothing was written."""
         return self._read("confidence", which, volume, box)
 
-    def mean(
-        self,
-        which: "Sequence[str]",
-        volume: str,
-        box: Box,
-        channels: int,
-        *,
-        hard: bool = False,
-        variance: bool = False,
-    ) -> "NDArray[np.float16]":
-        """Return the mean of some sets in a box; see `averaged`. With ``hard`` that of their labels alone."""
-        sure = None if hard else self.confidence(which, volume, box)
-        return averaged(self.labels(which, volume, box), sure, channels, variance=variance)
-
     def finish(self, which: str, made_from: str) -> None:
         """Note on the disk that all of a set is written, and from what: any text."""
         path = self._folder / which / _COMPLETE

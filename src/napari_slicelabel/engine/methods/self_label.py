@@ -9,9 +9,8 @@ say, too, how much of what correspondence flow carries (S4) is added to what the
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -41,7 +40,7 @@ from napari_slicelabel.engine.fit import Trainer
 from napari_slicelabel.engine.flow import Flow, between, gaps
 from napari_slicelabel.engine.flow import work as flow_work
 from napari_slicelabel.engine.flow_config import FlowConfig
-from napari_slicelabel.engine.label_sets import LabelSets
+from napari_slicelabel.engine.label_sets import LabelSets, averaged
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.networks import ANDERSON, OUTPUT_STRIDE, PLAIN, NetworkConfig, SliceNetwork, describe
 from napari_slicelabel.engine.planes import PlaneReader
@@ -623,31 +622,33 @@ class SelfLabelling:
         yield Metric("temperature", self.calibration.temperature, 0)
         yield Metric("held_out_dice", mean_dice(judged), 0)
 
-    def _asked(self) -> Flow:
+    def _learned_flow(self) -> Generator[Event, None, Flow]:
         """Return a flow that draws from a generator of its own: the network learns the same without it."""
         rng = np.random.default_rng((self.config.seed, _FLOW_STREAM))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(rng.integers(2**31)))
-            return Flow(self.context, flow_config(self.config), rng)
+            flow = Flow(self.context, flow_config(self.config), rng)
+        yield from flow.learn()
+        return flow
 
     def _weigh_flow(self, found: dict[Slot, HeldOut]) -> Iterator[Event]:
         """Find the share of flow with which held-out slices come out best; `found` is that of them as labelled so."""
-        self.flow = self._asked()
-        yield from self.flow.learn()
+        self.flow = yield from self._learned_flow()
         if self.context.stop():
             return
-        alone: list[HeldOut] = []
         carried: dict[Slot, HeldOut] = {}
         for event in self.flow.to_held_out():
             if isinstance(event, Progress):
                 yield event
                 continue
             slot, probability = event
-            alone.append(found[slot])
             carried[slot] = found[slot]._replace(probability=probability[:, self._picked(slot)])
         if self.context.stop() or not carried:
             return
-        scores = {share: mean_dice(list(map(partial(_mixed, share), alone, carried.values()))) for share in FLOW_SHARES}
+        together = {
+            share: {slot: _mixed(share, found[slot], flow) for slot, flow in carried.items()} for share in FLOW_SHARES
+        }
+        scores = {share: mean_dice(list(mixed.values())) for share, mixed in together.items()}
         self.flow_share = max(scores, key=lambda share: scores[share])
         yield Metric("flow_share", self.flow_share, 0)
         yield Metric("held_out_dice_network", scores[0.0], 0)
@@ -655,28 +656,24 @@ class SelfLabelling:
         if self.flow_share:
             # of other slices nothing is known that is labelled in this way
             found.clear()
-            found.update(zip(carried, map(partial(_mixed, self.flow_share), alone, carried.values()), strict=True))
+            found.update(together[self.flow_share])
 
     def _carry(self, *, show: bool) -> Iterator[Event]:
         """Have flow label everything; with ``show`` what it says is the first that is seen of a slice."""
-        if self.flow is None:
-            self.flow = self._asked()
-            yield from self.flow.learn()
-            if self.context.stop():
-                return
+        flow = self.flow or (yield from self._learned_flow())
+        if self.context.stop():
+            return
         count = sum(len(gap.slices) for name in self.sources for gap in gaps(self.context, name))
         done = 0
-        for gap in self.flow.gaps_to_fill():
-            for index, probability in self.flow.carried(gap):
+        for gap in flow.gaps_to_fill():
+            for index, probability in flow.carried(gap):
                 if probability is not None:
-                    slot, shape = Slot(gap.volume, index), probability.shape[1:]
-                    band = Band(slice(0, shape[0]), probability)
-                    labelled = label([band], (shape[0], shape[1]), len(probability) - 1, 1.0, self.usual_area)
+                    labelled = flow.labelled(probability, 1.0)
                     self.sets.write(FLOW_SET, gap.volume, index, labelled)
                     if show:
-                        yield self._write(slot, labelled, "flow")
+                        yield self._write(Slot(gap.volume, index), labelled, "flow")
                     done += 1
-                yield Progress("carry", done, count, self.flow.name(gap, index))
+                yield Progress("carry", done, count, flow.name(gap, index))
                 if self.context.stop():
                     return
         self.sets.finish(FLOW_SET, self.digest)
@@ -748,9 +745,9 @@ class SelfLabelling:
         width = self.context.volume(slot.volume).plane_shape(self.context.axis)[1]
         for rows, probability in bands:
             box = Box((slot.index, rows.start, 0), (slot.index + 1, rows.stop, width))
-            carried = self.sets.mean([FLOW_SET], slot.volume, box, len(probability))[:, 0].astype(np.float32)
-            told = self.sets.confidence([FLOW_SET], slot.volume, box)[0, 0] > 0
-            yield Band(rows, np.where(told, pooled(probability, carried, share), probability))
+            labels, sure = (read([FLOW_SET], slot.volume, box) for read in (self.sets.labels, self.sets.confidence))
+            carried = averaged(labels, sure, len(probability), variance=False)[:, 0].astype(np.float32)
+            yield Band(rows, np.where(sure[0, 0] > 0, pooled(probability, carried, share), probability))
 
     def _distance(self, slot: Slot) -> int:
         return self.calibration.distance(self.known.distance(slot))

@@ -31,7 +31,7 @@ from napari_slicelabel.engine.context import Slot, fill_state, filled_before
 from napari_slicelabel.engine.densevoxnet import AUXILIARY_WEIGHT, DenseVoxNet
 from napari_slicelabel.engine.events import Event, Metric, Progress
 from napari_slicelabel.engine.fit import Trainer
-from napari_slicelabel.engine.label_sets import LabelSets
+from napari_slicelabel.engine.label_sets import LabelSets, averaged
 from napari_slicelabel.engine.losses import IGNORE, masked_losses
 from napari_slicelabel.engine.networks import OUTPUT_STRIDE, NetworkConfig, SliceNetwork
 from napari_slicelabel.engine.planes import PlaneReader
@@ -803,14 +803,10 @@ class SelfTraining:
 
     def _averaged(self, name: str, box: Box) -> "NDArray[np.float16]":
         """Return the mean of the sets for each channel in a box, and with ``variance`` how far they disagree."""
-        return self.sets.mean(
-            self._sets(name),
-            name,
-            box,
-            1 + len(self.planes.classes),
-            hard=self.config.average == "hard",
-            variance=self.config.variance == "on",
-        )
+        which = self._sets(name)
+        labels = self.sets.labels(which, name, box)
+        sure = None if self.config.average == "hard" else self.sets.confidence(which, name, box)
+        return averaged(labels, sure, 1 + len(self.planes.classes), variance=self.config.variance == "on")
 
     # -- the meta-model -----------------------------------------------------------------------------------------------
 
