@@ -72,7 +72,8 @@ TINY_PLUS: dict[str, object] = {
     "calibrate": "auto",
 }
 TINY_VOLUME: dict[str, object] = {
-    **dict.fromkeys(("iterations", "fold_iterations"), 2),
+    **dict.fromkeys(("iterations", "fold_iterations", "flow_iterations"), 2),
+    "flow": "auto",
     "width": 4,
     "levels": 3,
     "crop_px": 32,

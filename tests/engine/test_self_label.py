@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -18,9 +17,7 @@ from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.context import run_store
 from napari_slicelabel.engine.evaluate import evaluate
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
-from napari_slicelabel.engine.flow import Flow
 from napari_slicelabel.engine.losses import IGNORE
-from napari_slicelabel.engine.methods import self_label
 from napari_slicelabel.engine.methods.self_label import SelfLabelConfig, SelfLabelling
 from napari_slicelabel.engine.networks import load_network
 from napari_slicelabel.engine.pieces import pieces
@@ -30,7 +27,7 @@ from napari_slicelabel.engine.shapes import Shapes
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -375,105 +372,3 @@ def test_a_fill_that_was_stopped_begins_anew_after_a_correction(
         project.annotation("a").write_slice(SliceRef("z", 5), truth[5], complete=True)
     again = [event.index for event in run(project, resume=run_id(project)) if isinstance(event, SliceDone)]
     assert sorted(again) == sorted(set(range(12)) - (set(filled) if correct == "never" else set()))
-
-
-def drifting_tube(depth: int = 24) -> NDArray[np.uint8]:
-    """A tube that moves by its width from one annotated slice to the next: interpolation loses it, flow does not."""
-    z, y, x = np.ogrid[:depth, :64, :64]
-    truth: NDArray[np.uint8] = (((y - 12 - 1.6 * z) ** 2 + (x - 32) ** 2) < 30).astype(np.uint8)
-    return truth
-
-
-# The network learns nothing.
-FLOW_RUN: dict[str, object] = {"rounds": 0, "flow_iterations": 20, "transfer_iterations": 0, "learning_rate": 1e-6}
-
-
-@pytest.fixture
-def _all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flow has all of the say, or none."""
-    monkeypatch.setattr(self_label, "FLOW_SHARES", (0.0, 1.0))
-
-
-@pytest.mark.usefixtures("_all_or_nothing")
-def test_what_flow_carries_counts_where_it_labels_held_out_slices_better(make_project: Callable[..., Project]) -> None:
-    truth = drifting_tube()
-    project = make_project({"a": truth}, {"a": (2, 7, 12, 17, 22)}, classes=("tube",))
-    scores = {}
-    for flow in ("off", "auto"):
-        events = events_of(project, **FLOW_RUN, flow=flow)
-        scores[flow] = evaluate(project, truth=project.volume("a"), run_id=run_id(project))["mean_dice"]
-        told = metrics_of(events)
-        stages = {event.stage for event in events if isinstance(event, Progress)}
-        carried = [e.index for e in events if isinstance(e, SliceDone) and e.provenance == "flow"]
-        assert ("carry" in stages) is (flow == "auto")
-        # the first labels that are seen
-        assert sorted(carried) == (sorted(set(range(24)) - {2, 7, 12, 17, 22}) if flow == "auto" else [])
-    assert told["flow_share"] == 1
-    assert told["held_out_dice"] == told["held_out_dice_flow"] > told["held_out_dice_network"]
-    assert scores["auto"] > scores["off"] + 0.1
-    assert not (project.run_folder(run_id(project)) / "sets").exists()
-
-
-def test_what_flow_carries_wrongly_does_not_count(
-    make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    truth = tubes((20, 64, 64), drift=False, rng=np.random.default_rng(0))
-    project = make_project({"a": truth}, {"a": (2, 6, 10, 14, 18)})
-    held_out = Flow.to_held_out
-
-    def upside_down(flow: Flow) -> Iterator[Progress | tuple[Slot, NDArray[np.float32]]]:
-        for event in held_out(flow):
-            yield event if isinstance(event, Progress) else (event[0], event[1][::-1])
-
-    monkeypatch.setattr(Flow, "to_held_out", upside_down)
-    events = events_of(project, iterations=40, fold_iterations=40, batch=4, crop_px=64, shapes="on")
-    assert metrics_of(events)["flow_share"] == 0
-    assert "carry" not in {event.stage for event in events if isinstance(event, Progress)}
-    assert "flow" not in {event.provenance for event in events if isinstance(event, SliceDone)}
-
-
-@pytest.mark.usefixtures("_all_or_nothing")
-@pytest.mark.parametrize("change", ["nothing", "a correction", "sets removed"])
-def test_what_was_carried_is_taken_up_by_a_resume(make_project: Callable[..., Project], change: str) -> None:
-    """Once more where the annotation has changed since, or where the run was killed while it cleared away."""
-    truth = drifting_tube()
-    project = make_project({"a": truth}, {"a": (2, 7, 12, 17, 22)}, classes=("tube",))
-    config = build_config("self-label", {**TINY, **FLOW_RUN})
-    filled: list[int] = []
-    for event in run(project, config, stop=lambda: len(filled) > 6):
-        filled.extend([event.index] if isinstance(event, SliceDone) and event.provenance == "final" else [])
-    sets = project.run_folder(run_id(project)) / "sets"
-    assert sets.exists()
-    store = run_store(project, project.run_folder(run_id(project)), "confidence", "a", "z")
-    before = {index: store.read(index) for index in filled}
-    if change == "a correction":
-        project.annotation("a").write_slice(SliceRef("z", 9), truth[9], complete=True)
-    elif change == "sets removed":
-        shutil.rmtree(sets)
-    events = list(run(project, resume=run_id(project)))
-    carried = [event for event in events if isinstance(event, Progress) and event.stage == "carry"]
-    assert bool(carried) is (change != "nothing")
-    # it is not shown again: what the network has labelled by now would be gone
-    written = [event for event in events if isinstance(event, SliceDone)]
-    assert {event.provenance for event in written} <= {"final", "human"}
-    if change != "a correction":
-        assert not {event.index for event in written} & set(filled)
-        for index, sure in before.items():
-            np.testing.assert_array_equal(store.read(index), sure)
-    assert evaluate(project, truth=project.volume("a"), run_id=run_id(project))["mean_dice"] > 0.9
-    assert not sets.exists()
-
-
-def test_a_flow_that_does_not_count_changes_no_label(
-    make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whether flow is asked must not change what the network draws, and so learns."""
-    project = make_project({"a": drifting_tube()}, {"a": (2, 7, 12, 17, 22)}, classes=("tube",))
-    monkeypatch.setattr(self_label, "FLOW_SHARES", (0.0,))
-    found = []
-    for flow in ("auto", "off"):
-        events = events_of(project, flow=flow)
-        assert ("flow_share" in metrics_of(events)) is (flow == "auto")
-        store = run_store(project, project.run_folder(run_id(project)), "confidence", "a", "z")
-        found.append(np.stack([store.read(index) for index in range(24)]))
-    np.testing.assert_array_equal(*found)

@@ -7,6 +7,23 @@ from pydantic import Field
 
 from napari_slicelabel.engine.config import MethodConfig
 
+
+class FlowShareConfig(MethodConfig):
+    """Parameters of methods that hold annotated slices out to see how well they label, and that hear flow, too."""
+
+    calibrate: Literal["auto", "off"] = Field(
+        "auto", description="Calibrate confidence on held-out annotated slices where there are at least 3."
+    )
+    flow: Literal["auto", "off"] = Field(
+        "auto",
+        description="Whether what correspondence flow carries counts as much as what the network says; auto: where"
+        " held-out slices are labelled better by both together. Needs calibrate.",
+    )
+    flow_iterations: int = Field(
+        60, ge=0, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps of the flow."
+    )
+
+
 # What Sli2Vol and Sli2Vol+ have in common, after the released code.
 _PUBLISHED: dict[str, object] = {
     "encoder": "resnet",

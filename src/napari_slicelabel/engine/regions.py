@@ -15,6 +15,7 @@ from scipy import ndimage
 from napari_slicelabel.data.boxes import AXES, Axis, Box, SliceRef
 from napari_slicelabel.data.classes import PAINTED_BACKGROUND
 from napari_slicelabel.engine.blocks import along
+from napari_slicelabel.engine.confidence import sample_known
 from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.pieces import Piece
@@ -380,6 +381,10 @@ class Known:
                 f"no annotated slice along {context.axis} shows the class {listed}; paint it in at least one"
                 " slice, or remove the class from the project"
             )
+
+    def sample(self, slot: Slot, seed: int) -> "NDArray[np.bool_]":
+        """Return the pixels (h, w) by which a held-out slice is judged, always the same ones."""
+        return sample_known(self.human(slot), np.random.default_rng((seed, slot.index)))
 
     def usual_area(self) -> float:
         """Return how many pixels of a class an annotated slice shows, on average."""

@@ -20,14 +20,13 @@ from napari_slicelabel.engine.confidence import (
     Labelled,
     calibrate,
     label,
-    mean_dice,
-    sample_known,
 )
-from napari_slicelabel.engine.config import Devices, MethodConfig
+from napari_slicelabel.engine.config import Devices
 from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.devices import resolve_device
-from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
+from napari_slicelabel.engine.events import Event, Progress, SliceDone
 from napari_slicelabel.engine.fit import Crops, FitConfig, NetworkT, Trainer
+from napari_slicelabel.engine.flow_config import FlowShareConfig
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.regions import Known
 from napari_slicelabel.engine.training import fit_config, train
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from napari_slicelabel.engine.context import RunContext
+    from napari_slicelabel.engine.flow_share import FlowShare
 
 
 # Of 1e6 voxels, with the default network: on one CPU core with bfloat16 as measured, on a GPU as guessed. For the plan.
@@ -50,7 +50,7 @@ _TRAIN_S, _PREDICT_S = 2.3, 1.4
 _TRAIN_CUDA_S, _PREDICT_CUDA_S = 0.06, 0.03
 
 
-class VolumeLearningConfig(MethodConfig):
+class VolumeLearningConfig(FlowShareConfig):
     """Parameters of methods that train a 3D network."""
 
     iterations: int = Field(
@@ -128,9 +128,6 @@ class VolumeLearningConfig(MethodConfig):
         description="Mirror crops and rotate them by 90 degrees, and predict the mean over four mirror images; auto:"
         " with augment, where most classes have no fixed place.",
     )
-    calibrate: Literal["auto", "off"] = Field(
-        "auto", description="Calibrate confidence on held-out annotated slices where there are at least 3."
-    )
     fold_iterations: int = Field(
         50, ge=1, le=100_000, json_schema_extra={"step": 10}, description="Training steps per held-out fold."
     )
@@ -187,6 +184,8 @@ class VolumeLearner:
         The network; change it with `see_shapes_of` only.
     calibration : Calibration
         Set by `calibrated`.
+    temperature : float
+        Of the network alone, for `apply`; set by `calibrated`.
     """
 
     context: "RunContext"
@@ -195,6 +194,7 @@ class VolumeLearner:
     network: VolumeNetworkConfig = field(init=False)
     sampling: BlockSampling = field(init=False)
     calibration: Calibration = field(init=False, default_factory=Calibration)
+    temperature: float = field(init=False, default=1.0)
     usual_area: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -370,14 +370,19 @@ class VolumeLearner:
             wanted=wanted,
         )
 
-    def labelled(self, predictor: BlockPredictor, slot: Slot, stage: str) -> "Iterator[Progress | Labelled]":
-        """Yield progress tile by tile, then the slice."""
+    def labelled(
+        self, predictor: BlockPredictor, slot: Slot, stage: str, flow: "FlowShare | None" = None
+    ) -> "Iterator[Progress | Labelled]":
+        """Yield progress tile by tile, then the slice, with what `flow` says where that counts."""
         name = f"{slot.volume} {self.context.axis}{slot.index}"
         for done, total in predictor.prepare(slot.index):
             yield Progress(stage, done, total, f"{name}, tile {done} of {total}")
         shape = self.context.volume(slot.volume).plane_shape(self.context.axis)
         temperature = self.calibration.temperature_at(self.distance(slot))
-        yield label(predictor.bands(slot.index), shape, len(self.network.classes), temperature, self.usual_area)
+        bands = predictor.bands(slot.index)
+        if flow is not None:
+            bands = flow.added(bands, slot)
+        yield label(bands, shape, len(self.network.classes), temperature, self.usual_area)
 
     def distance(self, slot: Slot) -> int:
         """Return how far the nearest annotated slice is, for the calibration."""
@@ -406,19 +411,19 @@ class VolumeLearner:
                 "volume_network": network.config.model_dump(mode="json"),
                 "axis": self.context.axis,
                 "classes": classes,
-                "temperature": self.calibration.temperature,
+                "temperature": self.temperature,
                 "method": method,
             },
         )
 
     # -- held-out slices ----------------------------------------------------------------------------------------------
 
-    def calibrated(self) -> Iterator[Event]:
-        """Hold annotated slices out in turn, and measure how sure a network may be of such slices."""
+    def calibrated(self, flow: "FlowShare") -> Iterator[Event]:
+        """Hold annotated slices out in turn; measure how sure a network may be of such slices, and what flow adds."""
         slots = self.known.human_slots()
         if self.config.calibrate == "off" or len(slots) < LEAST_FOR_CALIBRATION:
             return
-        found: list[HeldOut] = []
+        found: dict[Slot, HeldOut] = {}
         for fold in range(FOLDS):
             held_out = slots[fold::FOLDS]
             stage = f"hold out {fold + 1} of {FOLDS}"
@@ -428,30 +433,32 @@ class VolumeLearner:
             if self.context.stop():
                 return
             for judged in self.judged(trainer.predictor, held_out, stage):
-                if isinstance(judged, HeldOut):
-                    found.append(judged)
-                    yield Progress("calibrate", len(found), len(slots), stage)
-                else:
+                if isinstance(judged, Progress):
                     yield judged
+                else:
+                    found.update([judged])
+                    yield Progress("calibrate", len(found), len(slots), stage)
                 if self.context.stop():
                     return
-        self.calibration = calibrate(found, self.usual_area)
-        yield Metric("temperature", self.calibration.temperature, 0)
-        yield Metric("held_out_dice", mean_dice(found), 0)
+        alone = calibrate(list(found.values()), self.usual_area)
+        self.temperature = alone.temperature
+        self.calibration = yield from flow.calibrated(found, alone, self.usual_area)
 
-    def judged(self, network: VolumeNetwork, held_out: Sequence[Slot], stage: str) -> "Iterator[Progress | HeldOut]":
+    def judged(
+        self, network: VolumeNetwork, held_out: Sequence[Slot], stage: str
+    ) -> "Iterator[Progress | tuple[Slot, HeldOut]]":
         """Yield progress, and what a network that was not shown some slices says of each of them."""
         for name in dict.fromkeys(slot.volume for slot in held_out):
             predictor = self.predictor(network, name, without=held_out, mirror=False)
             try:
                 for slot in (slot for slot in held_out if slot.volume == name):
-                    target = self.known.human(slot)
-                    picked = sample_known(target, self.context.rng)
+                    target, picked = self.known.human(slot), self.known.sample(slot, self.config.seed)
                     for done, total in predictor.prepare(slot.index):
                         yield Progress(stage, done, total, f"{name} {self.context.axis}{slot.index}")
                     bands = predictor.bands(slot.index)
                     probability = np.concatenate([values[:, picked[rows]] for rows, values in bands], axis=1)
-                    yield HeldOut(probability, target[picked], self.known.held_out_distance(slot, held_out))
+                    distance = self.known.held_out_distance(slot, held_out)
+                    yield slot, HeldOut(probability, target[picked], distance)
             finally:
                 predictor.close()
 

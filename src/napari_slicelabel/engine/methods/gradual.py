@@ -3,7 +3,8 @@
 After Engster 2025, preset ``paper``: n subvolumes are annotated in 3D, each grows by a step in all directions per
 round, the network predicts the new shell and is trained on. Ours, preset ``default``: annotated slices are the seeds,
 the network also sees their shapes, pseudo-labels weigh less than human ones and are predicted again in each round,
-rounds end where they change nothing or do harm, and confidence is calibrated on annotated slices that were held out.
+rounds end where they change nothing or do harm, confidence is calibrated on annotated slices that were held out, and
+these say, too, whether what correspondence flow carries (S4) counts in the result.
 """
 
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
@@ -19,10 +20,11 @@ from pydantic import Field
 from torch import Tensor
 
 from napari_slicelabel.data.boxes import Box
-from napari_slicelabel.engine.confidence import FOLDS, LEAST_FOR_CALIBRATION, Calibration, HeldOut, Labelled, mean_dice
+from napari_slicelabel.engine.confidence import FOLDS, LEAST_FOR_CALIBRATION, Calibration, Labelled, mean_dice
 from napari_slicelabel.engine.context import Slot, fill_state, filled_before
-from napari_slicelabel.engine.events import Event, Metric, Progress
+from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
 from napari_slicelabel.engine.fit import Trainer
+from napari_slicelabel.engine.flow_share import PROVENANCE, FlowShare, and_flow
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.regions import (
     Region,
@@ -84,6 +86,7 @@ class GradualConfig(VolumeLearningConfig):
             "foreground_share": 0.0,
             "augment": "off",
             "calibrate": "off",
+            "flow": "off",
         },
     }
     SIMPLE: ClassVar = ("iterations", "rounds", "axis", "range", "device")
@@ -163,9 +166,10 @@ def propagate(context: "RunContext", config: GradualConfig) -> Iterator[Event]:
     Notes
     -----
     Stages, each with its state on disk at the end: *calibrate* trains one network per fold of held-out annotated
-    slices; *fit* trains on human labels; *round k* predicts what the region has grown by, accepts pseudo-labels and
-    trains on; *settle* gives the slices that watched the rounds to the network; *fill* predicts every slice with the
-    last network. A resume goes on behind the last stage that ended, and in *fill* where it was.
+    slices, and finds out whether flow should count; *carry* has flow label everything, if so; *fit* trains on human
+    labels; *round k* predicts what the region has grown by, accepts pseudo-labels and trains on; *settle* gives the
+    slices that watched the rounds to the network; *fill* predicts every slice with the last network, and adds what flow
+    says. A resume goes on behind the last stage that ended, and in *fill* where it was.
 
     Metrics: ``loss``; ``coverage``, the share of the slices in the region after a round; ``churn``; ``watched_dice``.
     """
@@ -196,7 +200,7 @@ def work(stacks: Sequence[Stack], classes: int, config: GradualConfig) -> Work:
     crop = min(config.crop_px**2, pixels) * min(config.crop_depth, max(stack.slices for stack in stacks))
     train_s, predict_s = voxel_seconds(config)
     pool = min(config.pool_mb * 2**20, filled * pixels * _BYTES_PER_VOXEL)
-    return Work(
+    learning = Work(
         rounds=rounds,
         steps=steps,
         predictions=predictions,
@@ -204,6 +208,7 @@ def work(stacks: Sequence[Stack], classes: int, config: GradualConfig) -> Work:
         prediction_s=pixels / 1e6 * predict_s,
         memory_bytes=int(700 * 2**20 + pool + config.batch * crop * (config.width / 16) * 1500),
     )
+    return and_flow(learning, stacks, classes, config)
 
 
 @dataclass
@@ -213,12 +218,14 @@ class Gradual:
     context: "RunContext"
     config: GradualConfig
     learner: VolumeLearner = field(init=False)
+    flow: FlowShare = field(init=False)
     regions: Mapping[str, Region] = field(init=False)
     watched: tuple[Slot, ...] = field(init=False)
     digest: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
         self.learner = VolumeLearner(self.context, self.config)
+        self.flow = FlowShare(self.context, self.config, self.learner.known)
         self.regions = {name: self._region(name) for name in self.learner.known.sources}
         self.rounds = self._rounds()
         slots = self.learner.known.human_slots()
@@ -253,15 +260,20 @@ class Gradual:
         learner = self.learner
         if extra:
             learner.calibration = Calibration(**extra["calibration"])  # type: ignore[arg-type]
+            learner.temperature = float(extra["temperature"])  # type: ignore[arg-type]
             learner.see_shapes_of(extra["shape_classes"])  # type: ignore[arg-type]
+            self.flow.share = float(extra["flow_share"])  # type: ignore[arg-type]
         else:
-            yield from learner.calibrated()
+            yield from learner.calibrated(self.flow)
             if self.context.stop():
                 return
             self._save({}, done=-1)
         more = self.rounds + bool(self.watched)
         trainer = learner.trainer(self.config.iterations + more * self.config.round_iterations)
         done = int(extra.get("done", -1))  # type: ignore[arg-type]
+        yield from self.flow.carried(self.digest, self._show if done < 0 else None)
+        if self.context.stop():
+            return
         best = float(extra.get("best", 0.0))  # type: ignore[arg-type]
         if done >= 0:
             trainer.load_state(tensors)
@@ -291,6 +303,8 @@ class Gradual:
             self._save(trainer.state(), done=number + 1, best=best, ended=ended)
         yield from self._settle(trainer, settled=bool(extra.get("settled", False)))
         yield from self._finish(trainer, filled_before(extra, self.digest))
+        if not self.context.stop():
+            self.flow.remove()
 
     def _save(
         self,
@@ -307,6 +321,8 @@ class Gradual:
             tensors,
             {
                 "calibration": asdict(self.learner.calibration),
+                "temperature": self.learner.temperature,
+                "flow_share": self.flow.share,
                 "done": done,
                 "best": best,
                 "ended": ended,
@@ -315,6 +331,9 @@ class Gradual:
                 "shape_classes": list(self.learner.network.shape_classes),
             },
         )
+
+    def _show(self, slot: Slot, labelled: Labelled) -> SliceDone:
+        return self.learner.write(slot, labelled, PROVENANCE)
 
     def _round(self, trainer: Trainer[VolumeNetwork], number: int) -> Generator[Event, None, float | None]:
         """Label what the region has grown by, and train on; return the share of older pseudo-labels that changed."""
@@ -380,7 +399,9 @@ class Gradual:
                 if slot.volume not in predictors:
                     predictors[slot.volume] = self._predictor(network, slot.volume, number)
                     stack.callback(predictors[slot.volume].close)
-                for found in self.learner.labelled(predictors[slot.volume], slot, stage):
+                # rounds learn from what the network says alone
+                flow = self.flow if number is None else None
+                for found in self.learner.labelled(predictors[slot.volume], slot, stage, flow):
                     yield slot, found
                 predictors[slot.volume].release(slot.index)
                 left[slot.volume] -= 1
@@ -414,10 +435,10 @@ class Gradual:
             return 0.0
         found = []
         for judged in self.learner.judged(trainer.predictor, self.watched, "watch"):
-            if isinstance(judged, HeldOut):
-                found.append(judged)
-            else:
+            if isinstance(judged, Progress):
                 yield judged
+            else:
+                found.append(judged[1])
         score = mean_dice(found)
         yield Metric("watched_dice", score, number)
         return score

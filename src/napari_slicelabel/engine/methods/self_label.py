@@ -9,16 +9,14 @@ say, too, how much of what correspondence flow carries (S4) is added to what the
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
 import math
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import Field, JsonValue
 from torch import Tensor
 
-from napari_slicelabel.data.boxes import Box
 from napari_slicelabel.engine.augment import NO_AUGMENTATION, Augmentation
 from napari_slicelabel.engine.confidence import (
     FOLDS,
@@ -28,23 +26,19 @@ from napari_slicelabel.engine.confidence import (
     Labelled,
     calibrate,
     label,
-    mean_dice,
-    pooled,
-    sample_known,
 )
-from napari_slicelabel.engine.config import Devices, MethodConfig
+from napari_slicelabel.engine.config import Devices
 from napari_slicelabel.engine.context import Slot, fill_state, filled_before
 from napari_slicelabel.engine.devices import resolve_device
-from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
+from napari_slicelabel.engine.events import Event, Progress, SliceDone
 from napari_slicelabel.engine.fit import Trainer
-from napari_slicelabel.engine.flow import Flow, between, gaps
-from napari_slicelabel.engine.flow import work as flow_work
-from napari_slicelabel.engine.flow_config import FlowConfig
-from napari_slicelabel.engine.label_sets import LabelSets, averaged
+from napari_slicelabel.engine.flow import between
+from napari_slicelabel.engine.flow_config import FlowShareConfig
+from napari_slicelabel.engine.flow_share import PROVENANCE, FlowShare, and_flow, flow_config
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.networks import ANDERSON, OUTPUT_STRIDE, PLAIN, NetworkConfig, SliceNetwork, describe
 from napari_slicelabel.engine.planes import PlaneReader
-from napari_slicelabel.engine.predict import Band, predict_bands, with_smaller_tiles
+from napari_slicelabel.engine.predict import predict_bands, with_smaller_tiles
 from napari_slicelabel.engine.regions import Known, Rule, accepted, front_rounds
 from napari_slicelabel.engine.sampling import Plane, PlanePool, SamplingConfig
 from napari_slicelabel.engine.shapes import Shapes
@@ -58,17 +52,6 @@ if TYPE_CHECKING:
 
 NAME = "self-label"
 
-FLOW_SET = "flow"
-"""The set of labels that correspondence flow carries."""
-
-FLOW_SHARES = (0.0, 0.5)
-"""Shares that it may have in the result: none, or as much as the network.
-
-The networks that label held-out slices trained for less long than the one that labels everything, and tell no more.
-"""
-
-_FLOW_CACHE_MB, _FLOW_STREAM = 256, 1
-
 _SAVE_EVERY_S = 30.0
 
 # Of 1e6 pixels: on two CPU cores as measured with the default network, on a GPU as guessed. For the plan.
@@ -80,7 +63,7 @@ MOST_ANISOTROPIC = 16.0
 """Where slices lie further apart than this many pixels, a neighbour says nothing about a slice."""
 
 
-class SelfLabelConfig(MethodConfig):
+class SelfLabelConfig(FlowShareConfig):
     """Parameters of `propagate`."""
 
     PRESETS: ClassVar = {
@@ -135,14 +118,6 @@ class SelfLabelConfig(MethodConfig):
         "off",
         description="Weak labels to begin with, between complete slices (mask interpolation of S3); distance: by signed"
         " distance, not for thin structures; flow: by correspondence.",
-    )
-    flow: Literal["auto", "off"] = Field(
-        "auto",
-        description="Whether what correspondence flow carries counts as much as what the network says; auto: where"
-        " held-out slices are labelled better by both together.",
-    )
-    flow_iterations: int = Field(
-        60, ge=0, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps of the flow."
     )
     iterations: int = Field(
         320, ge=1, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps before the first round."
@@ -225,9 +200,6 @@ class SelfLabelConfig(MethodConfig):
     )
     shape_mix_high: float = Field(
         0.8, ge=0.0, le=1.0, json_schema_extra={"step": 0.05}, description="And how far at most from it."
-    )
-    calibrate: Literal["auto", "off"] = Field(
-        "auto", description="Calibrate confidence on held-out annotated slices where there are at least 3."
     )
     fold_iterations: int = Field(
         80, ge=1, le=100_000, json_schema_extra={"step": 10}, description="Training steps per held-out fold."
@@ -321,18 +293,7 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfLabelConfig) -> Work
         prediction_s=wide * pixels / 1e6 * predict_s,
         memory_bytes=int(400 * 2**20 + pool + crops * wide * 2000),
     )
-    if config.flow == "off" or config.calibrate == "off" or annotated < LEAST_FOR_CALIBRATION:
-        return learning
-    # at most: not where the network labels held-out slices best by itself; annotated slices are not carried to
-    carrying = flow_work(stacks, classes, flow_config(config))
-    return learning.and_then(replace(carrying, predictions=carrying.predictions - annotated))
-
-
-def flow_config(config: SelfLabelConfig) -> FlowConfig:
-    """Return how correspondence flow carries labels for a run with `config`."""
-    names = ("axis", "range", "stops", "volumes", "seed", "device")
-    settings = {name: getattr(config, name) for name in names}
-    return FlowConfig(**settings, iterations=config.flow_iterations, cache_mb=_FLOW_CACHE_MB)
+    return and_flow(learning, stacks, classes, config)
 
 
 @dataclass
@@ -346,15 +307,14 @@ class SelfLabelling:
     known: Known = field(init=False)
     calibration: Calibration = field(init=False, default_factory=Calibration)
     digest: str = field(init=False, default="")
-    flow_share: float = field(init=False, default=0.0)
-    flow: Flow | None = field(init=False, default=None)
+    flow: FlowShare = field(init=False)
     # of the network alone, for `apply`
     temperature: float = field(init=False, default=1.0)
 
     def __post_init__(self) -> None:
         context, config = self.context, self.config
         self.known = Known(context)
-        self.sets = LabelSets(context)
+        self.flow = FlowShare(context, config, self.known)
         self.sources = self.known.sources
         image_channels = context.image_channels()
         self.known.check_classes()
@@ -435,7 +395,7 @@ class SelfLabelling:
         if extra:
             self.calibration = Calibration(**extra["calibration"])  # type: ignore[arg-type]
             self._keep_shape_classes(extra.get("shape_classes"))
-            self.flow_share = float(extra["flow_share"])  # type: ignore[arg-type]
+            self.flow.share = float(extra["flow_share"])  # type: ignore[arg-type]
             self.temperature = float(extra["temperature"])  # type: ignore[arg-type]
         else:
             yield from self._calibrate()
@@ -443,12 +403,9 @@ class SelfLabelling:
                 return
             self._save({}, done=-1)
         done = int(extra.get("done", -1))  # type: ignore[arg-type]
-        if self.flow_share and not self.sets.is_finished(FLOW_SET, self.digest):
-            # carried once more, it must not take the place of what the network has filled since
-            yield from self._carry(show=done < 0)
-            if self.context.stop():
-                return
-        self.flow = None
+        yield from self.flow.carried(self.digest, self._show if done < 0 else None)
+        if self.context.stop():
+            return
         trainer = self._trainer(self.network, self._total_steps())
         if done >= 0:
             trainer.load_state(tensors)
@@ -467,7 +424,7 @@ class SelfLabelling:
             self._save(trainer.state(), done=number + 1)
         yield from self._finish(trainer, filled_before(extra, self.digest))
         if not self.context.stop():
-            self.sets.remove()
+            self.flow.remove()
 
     def _save(self, tensors: dict[str, Tensor], *, done: int, filled: Iterable[Slot] = ()) -> None:
         """Put on disk what a resume starts from: `done` rounds, -1 = nothing trained; `filled` slices of the fill."""
@@ -478,7 +435,7 @@ class SelfLabelling:
                 "done": done,
                 **fill_state(filled, self.digest),
                 "shape_classes": list(self.network.shape_classes),
-                "flow_share": self.flow_share,
+                "flow_share": self.flow.share,
                 "temperature": self.temperature,
             },
         )
@@ -567,7 +524,7 @@ class SelfLabelling:
     ) -> Iterator[Event]:
         saved, done = time.monotonic(), set(filled)
         for slot in self.context.in_view_first([slot for slot in slots if slot not in done]):
-            yield self._write(slot, self._label(network, slot, shapes, flow_share=self.flow_share), "final")
+            yield self._write(slot, self._label(network, slot, shapes, flow=self.flow), "final")
             done.add(slot)
             yield Progress("fill", len(done), len(slots), f"{slot.volume} {self.context.axis}{slot.index}")
             is_last = self.context.stop()
@@ -610,76 +567,12 @@ class SelfLabelling:
             for slot in held_out:
                 found[slot] = self._judge(trainer.predictor, slot, held_out)
                 yield Progress("calibrate", len(found), len(slots), f"{slot.volume} {self.context.axis}{slot.index}")
-        self.calibration = calibrate(list(found.values()), self.usual_area)
-        self.temperature = self.calibration.temperature
-        if self.config.flow == "auto":
-            yield from self._weigh_flow(found)
-            if self.context.stop():
-                return
-        judged = list(found.values())
-        if self.flow_share:
-            self.calibration = calibrate(judged, self.usual_area)
-        yield Metric("temperature", self.calibration.temperature, 0)
-        yield Metric("held_out_dice", mean_dice(judged), 0)
-
-    def _learned_flow(self) -> Generator[Event, None, Flow]:
-        """Return a flow that draws from a generator of its own: the network learns the same without it."""
-        rng = np.random.default_rng((self.config.seed, _FLOW_STREAM))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(rng.integers(2**31)))
-            flow = Flow(self.context, flow_config(self.config), rng)
-        yield from flow.learn()
-        return flow
-
-    def _weigh_flow(self, found: dict[Slot, HeldOut]) -> Iterator[Event]:
-        """Find the share of flow with which held-out slices come out best; `found` is that of them as labelled so."""
-        self.flow = yield from self._learned_flow()
-        if self.context.stop():
-            return
-        carried: dict[Slot, HeldOut] = {}
-        for event in self.flow.to_held_out():
-            if isinstance(event, Progress):
-                yield event
-                continue
-            slot, probability = event
-            carried[slot] = found[slot]._replace(probability=probability[:, self._picked(slot)])
-        if self.context.stop() or not carried:
-            return
-        together = {
-            share: {slot: _mixed(share, found[slot], flow) for slot, flow in carried.items()} for share in FLOW_SHARES
-        }
-        scores = {share: mean_dice(list(mixed.values())) for share, mixed in together.items()}
-        self.flow_share = max(scores, key=lambda share: scores[share])
-        yield Metric("flow_share", self.flow_share, 0)
-        yield Metric("held_out_dice_network", scores[0.0], 0)
-        yield Metric("held_out_dice_flow", mean_dice(list(carried.values())), 0)
-        if self.flow_share:
-            # of other slices nothing is known that is labelled in this way
-            found.clear()
-            found.update(together[self.flow_share])
-
-    def _carry(self, *, show: bool) -> Iterator[Event]:
-        """Have flow label everything; with ``show`` what it says is the first that is seen of a slice."""
-        flow = self.flow or (yield from self._learned_flow())
-        if self.context.stop():
-            return
-        count = sum(len(gap.slices) for name in self.sources for gap in gaps(self.context, name))
-        done = 0
-        for gap in flow.gaps_to_fill():
-            for index, probability in flow.carried(gap):
-                if probability is not None:
-                    labelled = flow.labelled(probability, 1.0)
-                    self.sets.write(FLOW_SET, gap.volume, index, labelled)
-                    if show:
-                        yield self._write(Slot(gap.volume, index), labelled, "flow")
-                    done += 1
-                yield Progress("carry", done, count, flow.name(gap, index))
-                if self.context.stop():
-                    return
-        self.sets.finish(FLOW_SET, self.digest)
+        alone = calibrate(list(found.values()), self.usual_area)
+        self.temperature = alone.temperature
+        self.calibration = yield from self.flow.calibrated(found, alone, self.usual_area)
 
     def _judge(self, network: SliceNetwork, slot: Slot, held_out: Sequence[Slot]) -> HeldOut:
-        target, picked = self.known.human(slot), self._picked(slot)
+        target, picked = self.known.human(slot), self.known.sample(slot, self.config.seed)
         read = self._reader(network, slot, self.shapes, self.known.left_out(slot, held_out))
 
         def work(tile: int) -> "NDArray[np.float32]":
@@ -688,10 +581,6 @@ class SelfLabelling:
 
         distance = self.known.held_out_distance(slot, held_out)
         return HeldOut(with_smaller_tiles(work, self.context.device), target[picked], distance)
-
-    def _picked(self, slot: Slot) -> "NDArray[np.bool_]":
-        """Return the pixels by which a held-out slice is judged, always the same ones."""
-        return sample_known(self.known.human(slot), np.random.default_rng((self.config.seed, slot.index)))
 
     # -- reading and writing slices -----------------------------------------------------------------------------------
 
@@ -726,7 +615,7 @@ class SelfLabelling:
         shapes: dict[str, Shapes],
         *,
         mirror: bool = True,
-        flow_share: float = 0.0,
+        flow: FlowShare | None = None,
     ) -> Labelled:
         shape = self.context.volume(slot.volume).plane_shape(self.context.axis)
         read = self._reader(network, slot, shapes)
@@ -734,23 +623,17 @@ class SelfLabelling:
 
         def work(tile: int) -> Labelled:
             bands = predict_bands(network, read, shape, self.context.device, tile=tile, mirror=mirror)
-            if flow_share:
-                bands = self._with_flow(bands, slot, flow_share)
+            if flow is not None:
+                bands = flow.added(bands, slot)
             return label(bands, shape, len(network.config.classes), temperature, self.usual_area)
 
         return with_smaller_tiles(work, self.context.device)
 
-    def _with_flow(self, bands: Iterable[Band], slot: Slot, share: float) -> Iterator[Band]:
-        """Yield the bands of a slice with what flow carried to it, where it did."""
-        width = self.context.volume(slot.volume).plane_shape(self.context.axis)[1]
-        for rows, probability in bands:
-            box = Box((slot.index, rows.start, 0), (slot.index + 1, rows.stop, width))
-            labels, sure = (read([FLOW_SET], slot.volume, box) for read in (self.sets.labels, self.sets.confidence))
-            carried = averaged(labels, sure, len(probability), variance=False)[:, 0].astype(np.float32)
-            yield Band(rows, np.where(sure[0, 0] > 0, pooled(probability, carried, share), probability))
-
     def _distance(self, slot: Slot) -> int:
         return self.calibration.distance(self.known.distance(slot))
+
+    def _show(self, slot: Slot, labelled: Labelled) -> SliceDone:
+        return self._write(slot, labelled, PROVENANCE)
 
     def _write(self, slot: Slot, labelled: Labelled, provenance: str) -> SliceDone:
         return self.context.write_slice(
@@ -871,10 +754,3 @@ class SelfLabelling:
             human=False,
             around=self._around(network, slot, self.shapes),
         )
-
-
-def _mixed(share: float, network: HeldOut, flow: HeldOut) -> HeldOut:
-    """Return what both say together of a held-out slice."""
-    if not share:
-        return network
-    return network._replace(probability=pooled(network.probability, flow.probability, share))

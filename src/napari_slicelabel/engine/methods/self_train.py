@@ -5,7 +5,8 @@ pseudo-labels per axis, a 3D network trained on the same sparse annotation one m
 image and the average of the sets, and learns at first from a set drawn at random, then from the one that is nearest to
 what it says. Ours, preset ``default``: it also sees how far the sets disagree, which counts in the confidence, too; the
 2D network sees the shapes of the annotated slices as the 3D one does; and a trial on annotated slices that are held out
-says which sets have a vote, and whether the meta-model is any better than their mean or the 3D network alone.
+says which sets have a vote, and whether the meta-model is any better than their mean or the 3D network alone. What
+correspondence flow carries (S4) counts in the result where slices held out of the 3D network come out better with it.
 """
 
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
@@ -29,8 +30,9 @@ from napari_slicelabel.engine.blocks import BlockPredictor, crop_size
 from napari_slicelabel.engine.confidence import FOLDS, LEAST_FOR_CALIBRATION, Calibration, Labelled, label, true_dice
 from napari_slicelabel.engine.context import Slot, fill_state, filled_before
 from napari_slicelabel.engine.densevoxnet import AUXILIARY_WEIGHT, DenseVoxNet
-from napari_slicelabel.engine.events import Event, Metric, Progress
+from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
 from napari_slicelabel.engine.fit import Trainer
+from napari_slicelabel.engine.flow_share import PROVENANCE, FlowShare, and_flow
 from napari_slicelabel.engine.label_sets import LabelSets, averaged
 from napari_slicelabel.engine.losses import IGNORE, masked_losses
 from napari_slicelabel.engine.networks import OUTPUT_STRIDE, NetworkConfig, SliceNetwork
@@ -98,6 +100,7 @@ class SelfTrainConfig(VolumeLearningConfig):
             "augment": "off",
             "flips": "on",
             "calibrate": "off",
+            "flow": "off",
             "average": "hard",
             "variance": "off",
             "start": "random",
@@ -187,7 +190,8 @@ def propagate(context: "RunContext", config: SelfTrainConfig) -> Iterator[Event]
 
     Notes
     -----
-    Stages, each with its state on disk at the end: *calibrate* (with the 3D network alone), *planes* (the 2D network),
+    Stages, each with its state on disk at the end: *calibrate* (with the 3D network alone, and with it and flow
+    together), *carry* (by flow, where it counts), *planes* (the 2D network),
     *label along z* and so on (its sets), *volume* (the 3D network), *label in 3D* (its set), *meta*, *fill*. With a
     *trial* those from *planes* to *meta* come twice, the first time without the slices that are held out. A resume
     goes on behind the last stage that ended, and in *fill* where it was. The sets lie in the run's folder until the run
@@ -252,7 +256,7 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfTrainConfig) -> Work
         _META_COST * meta_steps + steps - config.plane_iterations - meta_steps
     )
     pool = min(config.pool_mb * 2**20, filled * pixels * _BYTES_PER_VOXEL)
-    return Work(
+    learning = Work(
         rounds=0,
         steps=steps + (times - 1) * once,
         predictions=predictions,
@@ -261,6 +265,7 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfTrainConfig) -> Work
         prediction_s=times * 5 * pixels / 1e6 * predict_s,
         memory_bytes=int(800 * 2**20 + pool + config.batch * crop * 4000),
     )
+    return and_flow(learning, stacks, classes, config)
 
 
 class MetaLoss:
@@ -365,6 +370,7 @@ class SelfTraining:
     context: "RunContext"
     config: SelfTrainConfig
     learner: VolumeLearner = field(init=False)
+    flow: FlowShare = field(init=False)
     axes: Mapping[str, tuple[Axis, ...]] = field(init=False)
     digest: str = field(init=False, default="")
     # of the trial: what nothing may learn from while it is under way, and what it found
@@ -375,6 +381,7 @@ class SelfTraining:
     def __post_init__(self) -> None:
         context, config = self.context, self.config
         self.learner = VolumeLearner(context, config)
+        self.flow = FlowShare(context, config, self.learner.known)
         self.axes = {name: plane_axes(context.volume(name), config.planes, context.axis) for name in context.volumes}
         self.sets = LabelSets(context)
 
@@ -404,7 +411,9 @@ class SelfTraining:
         done = int(extra.get("done", -1))  # type: ignore[arg-type]
         if done >= 0:
             self.learner.calibration = Calibration(**extra["calibration"])  # type: ignore[arg-type]
+            self.learner.temperature = float(extra["temperature"])  # type: ignore[arg-type]
             self.learner.see_shapes_of(extra["shape_classes"])  # type: ignore[arg-type]
+            self.flow.share = float(extra["flow_share"])  # type: ignore[arg-type]
             self.voters = tuple(extra["voters"])  # type: ignore[arg-type]
             self.model = extra["model"]  # type: ignore[assignment]
             self.held_out = tuple(Slot(**slot) for slot in extra["held_out"])  # type: ignore[union-attr,arg-type]
@@ -412,6 +421,10 @@ class SelfTraining:
         in_trial = (*sets, self._choose_voters, self._learn_meta, self._judge_meta)
         stages = (self._calibrate, *in_trial, *sets, self._learn_meta)
         for number, stage in enumerate(stages):
+            if number == 1:
+                yield from self.flow.carried(self.digest, self._show if done < 1 else None)
+                if self.context.stop():
+                    return
             if number <= done:
                 continue
             if number == 1:
@@ -436,6 +449,8 @@ class SelfTraining:
             tensors,
             {
                 "calibration": asdict(self.learner.calibration),
+                "temperature": self.learner.temperature,
+                "flow_share": self.flow.share,
                 "done": done,
                 **fill_state(filled, self.digest),
                 "shape_classes": list(self.learner.network.shape_classes),
@@ -445,6 +460,9 @@ class SelfTraining:
                 "all_done": all_done,
             },
         )
+
+    def _show(self, slot: Slot, labelled: Labelled) -> SliceDone:
+        return self.learner.write(slot, labelled, PROVENANCE)
 
     def _to_hold_out(self) -> tuple[Slot, ...]:
         slots = self.learner.known.human_slots()
@@ -457,7 +475,7 @@ class SelfTraining:
 
     def _calibrate(self, _: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
         yield from self._say_what_is_left_out()
-        yield from self.learner.calibrated()
+        yield from self.learner.calibrated(self.flow)
 
     def _say_what_is_left_out(self) -> Iterator[Event]:
         for number, (name, axes) in enumerate(self.axes.items(), 1):
@@ -692,7 +710,10 @@ class SelfTraining:
         self.sets.remove()
 
     def _labelled(self, predictor: BlockPredictor | None, slot: Slot) -> Labelled:
-        """Return a slice as the meta-model and the mean of the sets see it together, or the 3D network, or the mean."""
+        """Return a slice as the meta-model and the mean of the sets see it together, or the 3D network, or the mean.
+
+        With what flow says, where that counts: but not in the trial, since flow knows the slices that are held out.
+        """
         shape = self.context.volume(slot.volume).plane_shape(self.context.axis)
         share = 0.0 if self.model == VOLUME_SET else self.config.consensus
 
@@ -710,7 +731,8 @@ class SelfTraining:
                 yield Band(rows, probability + share * (mean(rows) - probability) if share else probability)
 
         temperature = self.learner.calibration.temperature_at(self.learner.distance(slot))
-        return label(bands(), shape, len(self.planes.classes), temperature, self.learner.usual_area)
+        found = bands() if self.held_out else self.flow.added(bands(), slot)
+        return label(found, shape, len(self.planes.classes), temperature, self.learner.usual_area)
 
     # -- the 2D network -----------------------------------------------------------------------------------------------
 

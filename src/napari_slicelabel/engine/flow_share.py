@@ -1,0 +1,215 @@
+"""Correspondence flow (S4) as a second opinion: it counts beside what a network says where that labels better.
+
+A network and flow err in different places. Annotated slices that were held out of both say whether the two together
+come out better; then flow labels everything once, and its labels are added to those of the network.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from napari_slicelabel.data.boxes import Box
+from napari_slicelabel.engine.confidence import (
+    LEAST_FOR_CALIBRATION,
+    Calibration,
+    HeldOut,
+    Labelled,
+    calibrate,
+    mean_dice,
+    pooled,
+)
+from napari_slicelabel.engine.context import Slot
+from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
+from napari_slicelabel.engine.flow import Flow, gaps
+from napari_slicelabel.engine.flow import work as flow_work
+from napari_slicelabel.engine.flow_config import FlowConfig, FlowShareConfig
+from napari_slicelabel.engine.label_sets import LabelSets, averaged
+from napari_slicelabel.engine.predict import Band
+from napari_slicelabel.engine.work import Stack, Work
+
+if TYPE_CHECKING:
+    from napari_slicelabel.engine.context import RunContext
+    from napari_slicelabel.engine.regions import Known
+
+FLOW_SET = "flow"
+"""The set of labels that correspondence flow carries."""
+
+SHARES = (0.0, 0.5)
+"""Shares that it may have in the result: none, or as much as the network.
+
+The networks that label held-out slices trained for less long than the one that labels everything, and tell no more.
+"""
+
+PROVENANCE = "flow"
+
+_CACHE_MB, _STREAM = 256, 1
+
+
+def flow_config(config: FlowShareConfig) -> FlowConfig:
+    """Return how correspondence flow carries labels for a run of another method."""
+    names = ("axis", "range", "stops", "volumes", "seed", "device")
+    settings = {name: getattr(config, name) for name in names}
+    return FlowConfig(**settings, iterations=config.flow_iterations, cache_mb=_CACHE_MB)
+
+
+def and_flow(learning: Work, stacks: Sequence[Stack], classes: int, config: FlowShareConfig) -> Work:
+    """Return what there is to do besides learning: at most, since flow labels nothing where it does not count."""
+    annotated = sum(stack.annotated for stack in stacks)
+    if config.flow == "off" or config.calibrate == "off" or annotated < LEAST_FOR_CALIBRATION:
+        return learning
+    carrying = flow_work(stacks, classes, flow_config(config))
+    # annotated slices are not carried to
+    return learning.and_then(replace(carrying, predictions=carrying.predictions - annotated))
+
+
+class FlowShare:
+    """How much flow counts in a run of another method, and what it says.
+
+    Parameters
+    ----------
+    context : RunContext
+        The run.
+    config : FlowShareConfig
+        Its parameters.
+    known : Known
+        What is labelled.
+
+    Attributes
+    ----------
+    share : float
+        0 = not at all. Set by `calibrated`, or to that of a run that goes on.
+
+    Notes
+    -----
+    What flow carries lies in the run's folder, in the set `FLOW_SET`, until `remove`.
+    """
+
+    def __init__(self, context: "RunContext", config: FlowShareConfig, known: "Known") -> None:
+        self.share = 0.0
+        self._context, self._config, self._known = context, config, known
+        self._sets = LabelSets(context)
+        self._flow: Flow | None = None
+
+    def calibrated(
+        self, found: Mapping[Slot, HeldOut], alone: Calibration, usual_area: float
+    ) -> Generator[Event, None, Calibration]:
+        """Find out how much flow should count, and return the calibration of the two together.
+
+        Parameters
+        ----------
+        found : mapping of Slot to HeldOut
+            What networks that never saw these slices say of them, at the pixels of `Known.sample`.
+        alone : Calibration
+            That of the network alone.
+        usual_area : float
+            As for `confidence.expected_dice`.
+
+        Yields
+        ------
+        Event
+            `Progress`; `Metric` ("flow_share", "held_out_dice_network", "held_out_dice_flow", then "temperature" and
+            "held_out_dice" of what labels).
+        """
+        judged, calibration = dict(found), alone
+        if self._config.flow == "auto":
+            judged = yield from self._weighed(found)
+            if self.share:
+                calibration = calibrate(list(judged.values()), usual_area)
+        if not self._context.stop():
+            yield Metric("temperature", calibration.temperature, 0)
+            yield Metric("held_out_dice", mean_dice(list(judged.values())), 0)
+        return calibration
+
+    def carried(self, digest: str, write: Callable[[Slot, Labelled], SliceDone] | None) -> Iterator[Event]:
+        """Have flow label everything, unless it does not count, or has done so from the same annotation.
+
+        Parameters
+        ----------
+        digest : str
+            Of the annotation.
+        write : callable, optional
+            Shows a slice: what flow says is the first that is seen of it. Not where something is labelled already,
+            whose place it must not take.
+        """
+        flow, self._flow = self._flow, None
+        if not self.share or self._sets.is_finished(FLOW_SET, digest):
+            return
+        flow = flow or (yield from self._learned())
+        if self._context.stop():
+            return
+        count = sum(len(gap.slices) for name in self._context.volumes for gap in gaps(self._context, name))
+        done = 0
+        for gap in flow.gaps_to_fill():
+            for index, probability in flow.carried(gap):
+                if probability is not None:
+                    labelled = flow.labelled(probability, 1.0)
+                    self._sets.write(FLOW_SET, gap.volume, index, labelled)
+                    if write is not None:
+                        yield write(Slot(gap.volume, index), labelled)
+                    done += 1
+                yield Progress("carry", done, count, flow.name(gap, index))
+                if self._context.stop():
+                    return
+        self._sets.finish(FLOW_SET, digest)
+
+    def added(self, bands: Iterable[Band], slot: Slot) -> Iterator[Band]:
+        """Yield the bands of a slice together with what flow carried to it, where it did."""
+        if not self.share:
+            yield from bands
+            return
+        width = self._context.volume(slot.volume).plane_shape(self._context.axis)[1]
+        for rows, probability in bands:
+            box = Box((slot.index, rows.start, 0), (slot.index + 1, rows.stop, width))
+            labels, sure = (read([FLOW_SET], slot.volume, box) for read in (self._sets.labels, self._sets.confidence))
+            carried = averaged(labels, sure, len(probability), variance=False)[:, 0].astype(np.float32)
+            yield Band(rows, np.where(sure[0, 0] > 0, pooled(probability, carried, self.share), probability))
+
+    def remove(self) -> None:
+        """Remove what flow carried from the disk, and with it all other sets of the run."""
+        self._sets.remove()
+
+    def _learned(self) -> Generator[Event, None, Flow]:
+        """Return a flow that draws from a generator of its own: the network learns the same without it."""
+        rng = np.random.default_rng((self._config.seed, _STREAM))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**31)))
+            flow = Flow(self._context, flow_config(self._config), rng)
+        yield from flow.learn()
+        return flow
+
+    def _weighed(self, found: Mapping[Slot, HeldOut]) -> Generator[Event, None, dict[Slot, HeldOut]]:
+        """Choose the share with which held-out slices come out best; return them as they are labelled so."""
+        self._flow = yield from self._learned()
+        if self._context.stop():
+            return dict(found)
+        carried: dict[Slot, HeldOut] = {}
+        for event in self._flow.to_held_out():
+            if isinstance(event, Progress):
+                yield event
+                continue
+            slot, probability = event
+            if slot in found:
+                picked = self._known.sample(slot, self._config.seed)
+                carried[slot] = found[slot]._replace(probability=probability[:, picked])
+        if self._context.stop() or not carried:
+            return dict(found)
+        together = {
+            share: {slot: _mixed(share, found[slot], flow) for slot, flow in carried.items()} for share in SHARES
+        }
+        scores = {share: mean_dice(list(mixed.values())) for share, mixed in together.items()}
+        self.share = max(scores, key=lambda share: scores[share])
+        yield Metric("flow_share", self.share, 0)
+        yield Metric("held_out_dice_network", scores[0.0], 0)
+        yield Metric("held_out_dice_flow", mean_dice(list(carried.values())), 0)
+        # of other slices nothing is known that is labelled in this way
+        return together[self.share] if self.share else dict(found)
+
+
+def _mixed(share: float, network: HeldOut, flow: HeldOut) -> HeldOut:
+    """Return what both say together of a held-out slice."""
+    if not share:
+        return network
+    return network._replace(probability=pooled(network.probability, flow.probability, share))

@@ -1,0 +1,193 @@
+"""Correspondence flow as a second opinion, in each method that hears it."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from napari_slicelabel.data.boxes import SliceRef
+from napari_slicelabel.engine import flow_share
+from napari_slicelabel.engine.config import build_config
+from napari_slicelabel.engine.context import run_store
+from napari_slicelabel.engine.evaluate import evaluate
+from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
+from napari_slicelabel.engine.flow import Flow
+from napari_slicelabel.engine.flow_config import FlowShareConfig
+from napari_slicelabel.engine.methods import METHODS
+from napari_slicelabel.engine.run import run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from napari_slicelabel.data.project import Project
+    from napari_slicelabel.engine.context import Slot
+
+DEPTH = 16
+ANNOTATED = (1, 5, 9, 13)
+IN_3D: dict[str, object] = {"width": 8, "levels": 3, "crop_px": 32, "crop_depth": 8, "batch": 1, "fold_iterations": 2}
+# The networks learn nothing.
+SETTINGS: dict[str, dict[str, object]] = {
+    "self-label": {
+        **dict.fromkeys(("iterations", "fold_iterations"), 2),
+        "transfer_iterations": 0,
+        "rounds": 0,
+        "width": 8,
+        "batch": 2,
+        "crop_px": 32,
+    },
+    "gradual-3d": {**IN_3D, "iterations": 2, "rounds": 0},
+    "self-train": {
+        **IN_3D,
+        **dict.fromkeys(("iterations", "plane_iterations", "random_iterations", "nearest_iterations"), 2),
+        "plane_batch": 2,
+        "planes": "run",
+        "trial": "off",
+    },
+}
+
+methods = pytest.mark.parametrize("method", SETTINGS)
+
+
+def test_every_method_that_hears_flow_has_settings() -> None:
+    assert set(SETTINGS) == {name for name, method in METHODS.items() if issubclass(method.config, FlowShareConfig)}
+
+
+@pytest.fixture
+def project(make_project: Callable[..., Project]) -> Project:
+    return make_project({"a": drifting_tube()}, {"a": ANNOTATED}, classes=("tube",))
+
+
+@pytest.fixture
+def _all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flow has all of the say, or none."""
+    monkeypatch.setattr(flow_share, "SHARES", (0.0, 1.0))
+
+
+def drifting_tube() -> NDArray[np.uint8]:
+    """A tube that moves by two thirds of its width from one annotated slice to the next."""
+    z, y, x = np.ogrid[:DEPTH, :48, :48]
+    truth: NDArray[np.uint8] = (((y - 10 - 1.8 * z) ** 2 + (x - 24) ** 2) < 25).astype(np.uint8)
+    return truth
+
+
+def settings_of(method: str, **settings: object) -> dict[str, object]:
+    return {"device": "cpu", "flow_iterations": 8, "learning_rate": 1e-6, **SETTINGS[method], **settings}
+
+
+def events_of(project: Project, method: str, **settings: object) -> list[Event]:
+    return list(run(project, build_config(method, settings_of(method, **settings))))
+
+
+def metrics_of(events: list[Event]) -> dict[str, float]:
+    return {event.name: event.value for event in events if isinstance(event, Metric)}
+
+
+def stages_of(events: list[Event]) -> set[str]:
+    return {event.stage for event in events if isinstance(event, Progress)}
+
+
+def dice_of(project: Project) -> float:
+    return evaluate(project, truth=project.volume("a"), run_id=project.run_ids()[-1])["mean_dice"]
+
+
+def sure_of(project: Project) -> NDArray[np.uint8]:
+    store = run_store(project, project.run_folder(project.run_ids()[-1]), "confidence", "a", "z")
+    return np.stack([store.read(index) for index in range(DEPTH)])
+
+
+@methods
+@pytest.mark.usefixtures("_all_or_nothing")
+def test_it_counts_where_it_labels_held_out_slices_better(project: Project, method: str) -> None:
+    scores = {}
+    for flow in ("off", "auto"):
+        events = events_of(project, method, flow=flow)
+        scores[flow] = dice_of(project)
+        carried = [e.index for e in events if isinstance(e, SliceDone) and e.provenance == "flow"]
+        assert ("carry" in stages_of(events)) is (flow == "auto")
+        # the first labels that are seen
+        assert sorted(carried) == (sorted(set(range(DEPTH)) - set(ANNOTATED)) if flow == "auto" else [])
+    told = metrics_of(events)
+    assert told["flow_share"] == 1
+    assert told["held_out_dice"] == told["held_out_dice_flow"] > told["held_out_dice_network"]
+    assert scores["auto"] > scores["off"] + 0.1
+    assert scores["auto"] > 0.9
+    assert not (project.run_folder(project.run_ids()[-1]) / "sets").exists()
+
+
+def test_it_does_not_count_where_it_labels_them_worse(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    held_out = Flow.to_held_out
+
+    def upside_down(flow: Flow) -> Iterator[Progress | tuple[Slot, NDArray[np.float32]]]:
+        for event in held_out(flow):
+            yield event if isinstance(event, Progress) else (event[0], event[1][::-1])
+
+    monkeypatch.setattr(Flow, "to_held_out", upside_down)
+    learning = {"iterations": 40, "fold_iterations": 40, "learning_rate": 1e-3, "batch": 4, "crop_px": 64}
+    events = events_of(project, "self-label", **learning)
+    assert metrics_of(events)["flow_share"] == 0
+    assert "carry" not in stages_of(events)
+    assert "flow" not in {event.provenance for event in events if isinstance(event, SliceDone)}
+
+
+@methods
+@pytest.mark.usefixtures("_all_or_nothing")
+@pytest.mark.parametrize("change", ["nothing", "a correction", "a set removed"])
+def test_what_was_carried_is_taken_up_by_a_resume(project: Project, method: str, change: str) -> None:
+    """Once more where the annotation has changed since, or where the run was killed while it cleared away."""
+    filled: list[int] = []
+    for event in run(project, build_config(method, settings_of(method)), stop=lambda: len(filled) > 4):
+        filled.extend([event.index] if isinstance(event, SliceDone) and event.provenance == "final" else [])
+    run_id = project.run_ids()[-1]
+    carried_set = project.run_folder(run_id) / "sets" / flow_share.FLOW_SET
+    assert carried_set.exists()
+    before = sure_of(project)
+    if change == "a correction":
+        project.annotation("a").write_slice(SliceRef("z", 7), drifting_tube()[7], complete=True)
+    elif change == "a set removed":
+        shutil.rmtree(carried_set)
+    events = list(run(project, resume=run_id))
+    assert ("carry" in stages_of(events)) is (change != "nothing")
+    # it is not shown again: what the network has labelled by now would be gone
+    written = [event for event in events if isinstance(event, SliceDone)]
+    assert {event.provenance for event in written} <= {"final", "human"}
+    if change != "a correction":
+        assert not {event.index for event in written} & set(filled)
+        np.testing.assert_array_equal(sure_of(project)[filled], before[filled])
+    assert dice_of(project) > 0.9
+    assert not carried_set.parent.exists()
+
+
+@methods
+def test_one_that_does_not_count_changes_no_label(
+    project: Project, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether flow is asked must not change what the network draws, and so learns."""
+    monkeypatch.setattr(flow_share, "SHARES", (0.0,))
+    found = []
+    for flow in ("auto", "off"):
+        events = events_of(project, method, flow=flow, learning_rate=1e-3)
+        assert ("flow_share" in metrics_of(events)) is (flow == "auto")
+        found.append(sure_of(project))
+    np.testing.assert_array_equal(*found)
+
+
+def test_it_has_no_say_in_the_trial_of_self_train(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flow knows the slices that are held out there."""
+    asked: list[Slot] = []
+    added = flow_share.FlowShare.added
+
+    def noted(share: flow_share.FlowShare, bands: object, slot: Slot) -> object:
+        asked.append(slot)
+        return added(share, bands, slot)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(flow_share.FlowShare, "added", noted)
+    for event in run(
+        project, build_config("self-train", settings_of("self-train", trial="auto")), stop=lambda: bool(asked)
+    ):
+        assert not (asked and isinstance(event, Progress) and event.stage.startswith("trial"))
+    assert asked
