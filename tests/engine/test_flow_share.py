@@ -65,7 +65,7 @@ def project(make_project: Callable[..., Project]) -> Project:
 @pytest.fixture
 def _all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flow has all of the say, or none."""
-    monkeypatch.setattr(flow_share, "SHARES", (0.0, 1.0))
+    monkeypatch.setattr(flow_share, "SHARE", 1.0)
 
 
 def drifting_tube() -> NDArray[np.uint8]:
@@ -119,6 +119,14 @@ def test_it_counts_where_it_labels_held_out_slices_better(project: Project, meth
     assert not (project.run_folder(project.run_ids()[-1]) / "sets").exists()
 
 
+def test_it_counts_where_a_network_is_too_sure_of_background(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a network that trained briefly is certain of no pool can change: then flow alone is compared with it."""
+    monkeypatch.setattr(flow_share, "pooled", lambda one, other, share: one)
+    told = metrics_of(events_of(project, "self-label"))
+    assert told["held_out_dice_both"] == told["held_out_dice_network"] < told["held_out_dice_flow"]
+    assert told["flow_share"] == flow_share.SHARE
+
+
 def test_it_does_not_count_where_it_labels_them_worse(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     held_out = Flow.to_held_out
 
@@ -167,7 +175,7 @@ def test_one_that_does_not_count_changes_no_label(
     project: Project, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether flow is asked must not change what the network draws, and so learns."""
-    monkeypatch.setattr(flow_share, "SHARES", (0.0,))
+    monkeypatch.setattr(flow_share, "SHARE", 0.0)
     found = []
     for flow in ("auto", "off"):
         events = events_of(project, method, flow=flow, learning_rate=1e-3)

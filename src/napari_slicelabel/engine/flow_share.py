@@ -37,10 +37,11 @@ if TYPE_CHECKING:
 FLOW_SET = "flow"
 """The set of labels that correspondence flow carries."""
 
-SHARES = (0.0, 0.5)
-"""Shares that it may have in the result: none, or as much as the network.
+SHARE = 0.5
+"""Share that it has in the result where it counts: as much as the network.
 
-The networks that label held-out slices trained for less long than the one that labels everything, and tell no more.
+The networks that label held-out slices trained for less long than the one that labels everything, and tell no more than
+whether it should.
 """
 
 PROVENANCE = "flow"
@@ -110,8 +111,8 @@ class FlowShare:
         Yields
         ------
         Event
-            `Progress`; `Metric` ("flow_share", "held_out_dice_network", "held_out_dice_flow", then "temperature" and
-            "held_out_dice" of what labels).
+            `Progress`; `Metric` ("flow_share", "held_out_dice_network", "held_out_dice_flow", "held_out_dice_both";
+            then "temperature" and "held_out_dice" of what labels).
         """
         judged, calibration = dict(found), alone
         if self._config.flow == "auto":
@@ -181,7 +182,11 @@ class FlowShare:
         return flow
 
     def _weighed(self, found: Mapping[Slot, HeldOut]) -> Generator[Event, None, dict[Slot, HeldOut]]:
-        """Choose the share with which held-out slices come out best; return them as they are labelled so."""
+        """Let flow count if held-out slices come out better with it; return them as they are labelled in the end.
+
+        Better by both together than by the network, or by flow alone: a network that trained as briefly may be sure of
+        nothing but background, which no other opinion outweighs.
+        """
         self._flow = yield from self._learned()
         if self._context.stop():
             return dict(found)
@@ -196,20 +201,17 @@ class FlowShare:
                 carried[slot] = found[slot]._replace(probability=probability[:, picked])
         if self._context.stop() or not carried:
             return dict(found)
-        together = {
-            share: {slot: _mixed(share, found[slot], flow) for slot, flow in carried.items()} for share in SHARES
+        both = {
+            slot: flow._replace(probability=pooled(found[slot].probability, flow.probability, SHARE))
+            for slot, flow in carried.items()
         }
-        scores = {share: mean_dice(list(mixed.values())) for share, mixed in together.items()}
-        self.share = max(scores, key=lambda share: scores[share])
+        by_network, by_flow, by_both = (
+            mean_dice([labelled[slot] for slot in carried]) for labelled in (found, carried, both)
+        )
+        self.share = SHARE if max(by_flow, by_both) > by_network else 0.0
         yield Metric("flow_share", self.share, 0)
-        yield Metric("held_out_dice_network", scores[0.0], 0)
-        yield Metric("held_out_dice_flow", mean_dice(list(carried.values())), 0)
+        yield Metric("held_out_dice_network", by_network, 0)
+        yield Metric("held_out_dice_flow", by_flow, 0)
+        yield Metric("held_out_dice_both", by_both, 0)
         # of other slices nothing is known that is labelled in this way
-        return together[self.share] if self.share else dict(found)
-
-
-def _mixed(share: float, network: HeldOut, flow: HeldOut) -> HeldOut:
-    """Return what both say together of a held-out slice."""
-    if not share:
-        return network
-    return network._replace(probability=pooled(network.probability, flow.probability, share))
+        return both if self.share else dict(found)

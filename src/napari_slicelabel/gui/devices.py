@@ -19,8 +19,9 @@ class Device:
 
 def devices() -> tuple[Device, ...]:
     """Return what a run can be computed on, the best first."""
-    free = free_memory()
-    cpu = Device("cpu", f"CPU, {torch.get_num_threads()} threads" + (f", {free / 2**30:.1f} GB free" if free else ""))
+    free, threads = free_memory(), torch.get_num_threads()
+    told = f"CPU, {threads} thread{'' if threads == 1 else 's'}"
+    cpu = Device("cpu", told + (f", {free / 2**30:.1f} GB free" if free else ""))
     if not torch.cuda.is_available():
         return (cpu,)
     unused, total = torch.cuda.mem_get_info()
