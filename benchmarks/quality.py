@@ -39,7 +39,9 @@ ARMS: dict[str, tuple[str, dict[str, object]]] = {
     "self-label, flow=off": ("self-label", {"transfer_iterations": 0, "flow": "off"}),
     "self-label": ("self-label", {"transfer_iterations": 0}),
     "flow": ("flow", {}),
+    "gradual-3d, flow=off": ("gradual-3d", {"flow": "off"}),
     "gradual-3d": ("gradual-3d", {}),
+    "self-train, flow=off": ("self-train", {"flow": "off"}),
     "self-train": ("self-train", {}),
 }
 

@@ -77,11 +77,29 @@ def test_calibration_finds_by_how_much_a_network_is_too_sure(seed: int, factor: 
     assert found.reference == 4
 
 
-def test_modesty_is_not_corrected() -> None:
+def test_modesty_is_corrected_only_where_it_is_that_of_what_labels_in_the_end() -> None:
     """The networks that label held-out slices trained for less long than the one that is used."""
     probability = np.full((2, 1000), 0.4, np.float32)
     probability[0] = 0.6
-    assert calibrate([HeldOut(probability, np.zeros(1000, np.uint8), 3)], 10).temperature == pytest.approx(1, abs=1e-3)
+    held_out = [HeldOut(probability, np.zeros(1000, np.uint8), 3)]
+    assert calibrate(held_out, 10).temperature == pytest.approx(1, abs=1e-3)
+    final = calibrate(held_out, 10, final=True)
+    assert final.temperature == pytest.approx(0.25, abs=1e-3)
+    # no surer than at the lowest temperature, however far away
+    assert final.temperature_at(100) == 0.25
+
+
+def test_few_held_out_slices_shift_the_expected_dice_less() -> None:
+    probability = np.full((2, 1000), 0.3, np.float32)
+    probability[1] = 0.7
+    # half of what was predicted is wrong
+    wrong = HeldOut(probability, np.repeat([0, 1], 500).astype(np.uint8), 5)
+    shifts = [calibrate([wrong] * count, 500).shift for count in (1, 4, 36)]
+    assert 0 > shifts[0] > shifts[1] > shifts[2]
+    assert shifts[0] / shifts[2] == pytest.approx((1 / 5) / (36 / 40), rel=1e-3)
+    empty = HeldOut(probability[::-1], np.zeros(1000, np.uint8), 5)
+    # of slices without a class there is no Dice
+    assert calibrate([wrong, empty, empty], 500).shift == pytest.approx(calibrate([wrong], 500).shift, abs=0.2)
 
 
 def test_corrections_grow_with_the_distance_and_end_at_twice_that_of_held_out_slices() -> None:

@@ -29,10 +29,10 @@ LEAST_FOR_CALIBRATION = 3
 FOLDS = 2
 """Parts that annotated slices are held out in."""
 
-# Never below 1: the networks that judge held-out slices trained for less long than the one that predicts, and so are
-# less sure of themselves; that they are too modest says nothing about it.
-_TEMPERATURES = (1.0, 8.0)
+_TEMPERATURES = (0.25, 8.0)
 _SHIFTS = (-4.0, 2.0)
+# The shift counts as if so many slices more had needed none. They are few, all of them far from annotated ones.
+_UNSHIFTED = 4
 _TINY = 1e-6
 _LEAST_POOLED = 1e-3
 _MOST_PIXELS = 200_000
@@ -214,7 +214,7 @@ def sample_known(target: "NDArray[np.uint8]", rng: np.random.Generator) -> "NDAr
     return picked
 
 
-def calibrate(held_out: Sequence[HeldOut], usual_area: float) -> Calibration:
+def calibrate(held_out: Sequence[HeldOut], usual_area: float, *, final: bool = False) -> Calibration:
     """Return the calibration under which held-out slices come out best.
 
     Parameters
@@ -223,14 +223,18 @@ def calibrate(held_out: Sequence[HeldOut], usual_area: float) -> Calibration:
         At least one.
     usual_area : float
         As for `expected_dice`, in pixels of the samples.
+    final : bool
+        Whether what labels held-out slices is what labels all others. Then it may turn out to be too modest, too, and
+        the temperature be below 1: not where it trained for less long, and is less sure of itself for that reason.
 
     Returns
     -------
     Calibration
         The temperature makes the true channels most likely, every slice counting the same. The shift then makes the
-        expected Dice of the slices closest to their true one, by least squares.
+        expected Dice of the slices closest to their true one, by least squares, and is made the smaller the fewer show
+        a class.
     """
-    temperature = _fit_temperature(held_out)
+    temperature = _fit_temperature(held_out, _TEMPERATURES[0] if final else 1.0)
     expected, true = [], []
     for slice_ in held_out:
         tempered = with_temperature(slice_.probability, temperature)
@@ -240,6 +244,7 @@ def calibrate(held_out: Sequence[HeldOut], usual_area: float) -> Calibration:
         true.append(true_dice(channels, slice_.target))
     known = [(e, t) for e, t in zip(expected, true, strict=True) if t is not None]
     shift = _fit_shift([e for e, _ in known], [t for _, t in known]) if known else 0.0
+    shift *= len(known) / (len(known) + _UNSHIFTED)
     return Calibration(temperature, shift, float(np.mean([slice_.distance for slice_ in held_out])))
 
 
@@ -272,7 +277,7 @@ def _sums(
     return hits, areas, masses
 
 
-def _fit_temperature(held_out: Sequence[HeldOut]) -> float:
+def _fit_temperature(held_out: Sequence[HeldOut], lowest: float) -> float:
     def surprise(log_temperature: float) -> float:
         losses = []
         for slice_ in held_out:
@@ -281,7 +286,7 @@ def _fit_temperature(held_out: Sequence[HeldOut]) -> float:
             losses.append(-np.log(np.maximum(right, _TINY)).mean())
         return float(np.mean(losses))
 
-    low, high = np.log(_TEMPERATURES)
+    low, high = np.log([lowest, _TEMPERATURES[1]])
     return float(np.exp(minimize_scalar(surprise, bounds=(low, high), method="bounded").x))
 
 

@@ -826,7 +826,7 @@ class Flow:
             distance = self._known.held_out_distance(slot, (slot,))
             found.append(HeldOut(probability[:, known], target[known], distance))
         if found and not self.context.stop():
-            self.calibration = calibrate(found, self._usual_area)
+            self.calibration = calibrate(found, self._usual_area, final=True)
             yield Metric("temperature", self.calibration.temperature, 0)
             yield Metric("held_out_dice", mean_dice(found), 0)
 
