@@ -3,11 +3,11 @@
 The figure of S5 (Zheng et al., AAAI 2020) at a smaller size. A volume is cut in two across z. Of the first half one
 slice in k is annotated (s_k), at equal intervals or representative (RA); the second half is another volume, of which
 nothing is annotated, and is what is scored. One run gives two scores: of the labels of its 3D network, which learned
-from the annotated slices alone, and of the result. Full supervision is the same 3D network with every slice of the
-first half annotated. Of em_fib25_medulla the second half's cells are scored, too: those that the membranes leave, plane
-by plane (Rand F-score). Volumes whose classes are not in both halves are not cut: all that is not annotated counts, and
-there is no full supervision. Results are appended to a file of JSON lines; a run that is in it already is not repeated.
-The table goes to docs/benchmarks.md.
+from the annotated slices alone, and of the result; the rest of the first half is scored in the same way. Full
+supervision is the same 3D network with every slice of the first half annotated. Of em_fib25_medulla the second half's
+cells are scored, too: those that the membranes leave, plane by plane (Rand F-score). Volumes whose classes are not in
+both halves are not cut: all that is not annotated counts, and there is no full supervision. Results are appended to a
+file of JSON lines; a run that is in it already is not repeated. The table goes to docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -91,9 +91,14 @@ def chosen(image: Volume, truth: Volume, budget: int, selector: str, seed: int) 
         return tuple(sorted(place.index for place in ranking.order))
 
 
+def whole(volume: Volume) -> NDArray[Any]:
+    """Return all of a volume (z, y, x)."""
+    return np.stack([volume.read_slice(SliceRef("z", z))[0, 0] for z in range(volume.shape[0])])
+
+
 def halves(volume: Volume) -> tuple[Volume, Volume]:
     """Return what lies below and above the middle of z."""
-    planes = np.stack([volume.read_slice(SliceRef("z", z))[0, 0] for z in range(volume.shape[0])])
+    planes = whole(volume)
     middle = len(planes) // 2
     size = {"voxel_size": volume.voxel_size, "unit": volume.unit}
     return tuple(  # type: ignore[return-value]
@@ -106,20 +111,17 @@ def measure(volume: str, budget: int, selector: str, settings: Mapping[str, obje
     """Return the scores of one run, of its 3D network and of its result."""
     image, truth = open_pair(VOLUMES[volume])
     began = time.process_time()
-    others = []
+    others, truths = [], [truth]
     if volume in CUT:
         image, other = halves(image)
-        truth, wanted = halves(truth)
+        truths = list(halves(truth))
         others = [other]
-    else:
-        wanted = truth
-    slices = chosen(image, truth, budget, selector, seed)
-    left = [index for index in range(wanted.shape[0]) if others or index not in slices]
-    sparse = result = None
+    slices = chosen(image, truths[0], budget, selector, seed)
+    sparse: list[NDArray[np.uint8]] = []
+    result: list[NDArray[np.uint8]] = []
     told: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        project = make_project(Path(folder), image, truth, slices, others)
-        name = project.names[-1]
+        project = make_project(Path(folder), image, truths[0], slices, others)
         full = FULL_SETTINGS if budget == FULL else {}
         config = build_config("self-train", {"device": "cpu", **settings, **full, "seed": seed})
         stage = ""
@@ -129,22 +131,30 @@ def measure(volume: str, budget: int, selector: str, settings: Mapping[str, obje
                     told[event.name] = event.value
                 elif isinstance(event, Progress) and event.stage != stage:
                     if stage == "label in 3D":
-                        sparse = labels_of_set(project, name)
+                        sparse = [labels_of_set(project, name) for name in project.names]
                         if budget == FULL:
                             break
                     stage = event.stage
         if budget != FULL:
-            store = run_store(project, project.run_folder(project.run_ids()[-1]), "prediction", name, "z")
-            result = np.stack([store.read(index) for index in range(wanted.shape[0])])
+            for name, wanted in zip(project.names, truths, strict=True):
+                store = run_store(project, project.run_folder(project.run_ids()[-1]), "prediction", name, "z")
+                result.append(np.stack([store.read(index) for index in range(wanted.shape[0])]))
             # where the trial chose the 3D network there is no set of it: the result is its own
-            sparse = result if sparse is None else sparse
-    scored = np.stack([wanted.read_slice(SliceRef("z", index))[0, 0] for index in left])
-    found = {key: labels[left] for key, labels in (("sparse", sparse), ("self_training", result)) if labels is not None}
-    scores: dict[str, Any] = {key: dice(labels, scored) for key, labels in found.items()}
+            sparse = sparse or result
+    found = {key: labels for key, labels in (("sparse", sparse), ("self_training", result)) if labels}
+    wanted = whole(truths[-1])
+    scores: dict[str, Any] = {}
+    rest = [index for index in range(truths[0].shape[0]) if index not in slices]
+    if rest:
+        inside = whole(truths[0])[rest]
+        scores["inside"] = {key: dice(labels[0][rest], inside) for key, labels in found.items()}
+    if others:
+        scores.update({key: dice(labels[-1], wanted) for key, labels in found.items()})
+    else:
+        scores.update(scores["inside"])
     if volume in INSTANCES:
-        cells = halves(open_pair(replace(VOLUMES[volume], labels=INSTANCES[volume]))[1])[1]
-        planes = np.stack([cells.read_slice(SliceRef("z", index))[0, 0] for index in left])
-        scores["rand"] = {key: rand(labels, scored, planes) for key, labels in found.items()}
+        cells = whole(halves(open_pair(replace(VOLUMES[volume], labels=INSTANCES[volume]))[1])[1])
+        scores["rand"] = {key: rand(labels[-1], wanted, cells) for key, labels in found.items()}
     return {
         "volume": volume,
         "budget": budget,
@@ -170,13 +180,15 @@ def table(results: list[dict[str, Any]]) -> str:
     """Return the results as a Markdown table; the gap is that between sparse and full supervision."""
     full = {(r["volume"], r["seed"]): r["sparse"] for r in results if r["budget"] == FULL}
     lines = [
-        "| volume | budget | slices | chosen by | seed | sparse 3D | + self-training | of the gap | Rand F | CPU s |",
-        f"|{'---|' * 10}",
+        "| volume | budget | slices | chosen by | seed | the rest of the first half | sparse 3D | + self-training"
+        " | of the gap | Rand F | CPU s |",
+        f"|{'---|' * 11}",
     ]
     for r in sorted(results, key=lambda r: (r["volume"], r["budget"] == FULL, r["budget"], r["selector"], r["seed"])):
         top = full.get((r["volume"], r["seed"]))
         cells = [r["volume"], "full" if r["budget"] == FULL else f"s{r['budget']}", r["annotated"], r["selector"]]
-        cells += [r["seed"], _share(r["sparse"]), _share(r.get("self_training"))]
+        inside = " -> ".join(map(_share, r["inside"].values())) if "inside" in r else "-"
+        cells += [r["seed"], inside, _share(r["sparse"]), _share(r.get("self_training"))]
         gap = None if top is None or r["budget"] == FULL else (r["self_training"] - r["sparse"]) / (top - r["sparse"])
         cells.append("-" if gap is None else f"{gap:.0%}")
         cells.append(" -> ".join(map(_share, r["rand"].values())) if "rand" in r else "-")

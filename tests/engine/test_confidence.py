@@ -98,6 +98,11 @@ def test_few_held_out_slices_shift_the_expected_dice_less() -> None:
     assert 0 > shifts[0] > shifts[1] > shifts[2]
     assert shifts[0] / shifts[2] == pytest.approx((1 / 5) / (36 / 40), rel=1e-3)
     empty = HeldOut(probability[::-1], np.zeros(1000, np.uint8), 5)
+    # where even slices that lie far away are better than expected, all others are
+    right = HeldOut(probability, np.ones(1000, np.uint8), 5)
+    better = [calibrate([right] * count, 500).shift for count in (1, 36)]
+    assert better[0] > 0
+    assert better[0] == pytest.approx(better[1])
     # of slices without a class there is no Dice
     assert calibrate([wrong, empty, empty], 500).shift == pytest.approx(calibrate([wrong], 500).shift, abs=0.2)
 

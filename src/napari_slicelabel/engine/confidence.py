@@ -31,7 +31,8 @@ FOLDS = 2
 
 _TEMPERATURES = (0.25, 8.0)
 _SHIFTS = (-4.0, 2.0)
-# The shift counts as if so many slices more had needed none. They are few, all of them far from annotated ones.
+# A shift downwards counts as if so many slices more had needed none: held-out slices are few, and far from annotated
+# ones. Where even they are better than expected, all the others are.
 _UNSHIFTED = 4
 _TINY = 1e-6
 _LEAST_POOLED = 1e-3
@@ -231,8 +232,8 @@ def calibrate(held_out: Sequence[HeldOut], usual_area: float, *, final: bool = F
     -------
     Calibration
         The temperature makes the true channels most likely, every slice counting the same. The shift then makes the
-        expected Dice of the slices closest to their true one, by least squares, and is made the smaller the fewer show
-        a class.
+        expected Dice of the slices closest to their true one, by least squares; downwards it is made the smaller the
+        fewer show a class.
     """
     temperature = _fit_temperature(held_out, _TEMPERATURES[0] if final else 1.0)
     expected, true = [], []
@@ -244,7 +245,8 @@ def calibrate(held_out: Sequence[HeldOut], usual_area: float, *, final: bool = F
         true.append(true_dice(channels, slice_.target))
     known = [(e, t) for e, t in zip(expected, true, strict=True) if t is not None]
     shift = _fit_shift([e for e, _ in known], [t for _, t in known]) if known else 0.0
-    shift *= len(known) / (len(known) + _UNSHIFTED)
+    if shift < 0:
+        shift *= len(known) / (len(known) + _UNSHIFTED)
     return Calibration(temperature, shift, float(np.mean([slice_.distance for slice_ in held_out])))
 
 

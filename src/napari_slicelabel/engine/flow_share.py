@@ -118,7 +118,8 @@ class FlowShare:
         if self._config.flow == "auto":
             judged = yield from self._weighed(found)
             if self.share:
-                calibration = calibrate(list(judged.values()), usual_area)
+                # two opinions where there is one alone: labels are better than either of them is sure of
+                calibration = calibrate(list(judged.values()), usual_area, final=True)
         if not self._context.stop():
             yield Metric("temperature", calibration.temperature, 0)
             yield Metric("held_out_dice", mean_dice(list(judged.values())), 0)
