@@ -151,9 +151,11 @@ def test_every_annotated_slice_starts_two_fronts(painted: Project) -> None:
     assert first == {1, 3, 6, 8, 11, 13}
 
 
-def test_three_annotated_slices_are_held_out_in_turn(painted: Project) -> None:
-    found = metrics_of(events_of(painted))
-    assert 1 <= found["temperature"] <= 8
+@pytest.mark.parametrize(("flow", "lowest"), [("off", 1), ("auto", 0.25)])
+def test_three_annotated_slices_are_held_out_in_turn(painted: Project, flow: str, lowest: float) -> None:
+    """A network that trained briefly is too modest; it and flow together may be."""
+    found = metrics_of(events_of(painted, flow=flow))
+    assert lowest <= found["temperature"] <= 8
     assert 0 <= found["held_out_dice"] <= 1
 
 
