@@ -23,7 +23,7 @@ from skimage.transform import warp
 
 from benchmarks.document import read_results, spread, write_section
 from benchmarks.jobs import apart, collect
-from benchmarks.runs import VOLUMES, open_pair
+from benchmarks.runs import VOLUMES, open_pair, whole
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.config import build_config
@@ -108,10 +108,7 @@ def propagated(
 
 def measure(volume: str, arm: str, seed: int, settings: dict[str, object] | None = None) -> dict[str, Any]:
     """Return Dice and seconds of one arm for the structures of a dev volume."""
-    image, truth = (
-        np.stack([part.read_slice(SliceRef("z", z))[0, 0] for z in range(part.shape[0])])
-        for part in open_pair(VOLUMES[volume])
-    )
+    image, truth = (whole(part) for part in open_pair(VOLUMES[volume]))
     method, chosen = ARMS[arm]
     more = {} if method == "interpolate" else {"seed": seed, "device": "cpu", **(settings or {})}
     scores, seconds = {}, []

@@ -25,6 +25,8 @@ from napari_slicelabel.engine.run import run
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
 DATA = Path(os.environ.get("SLICELABEL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
@@ -85,6 +87,11 @@ def every(count: int, depth: int) -> tuple[int, ...]:
     return tuple(range(count // 2, depth, count)) if count else (depth // 2,)
 
 
+def whole(volume: Volume) -> NDArray[Any]:
+    """Return all of a volume (z, y, x)."""
+    return np.stack([volume.read_slice(SliceRef("z", z))[0, 0] for z in range(volume.shape[0])])
+
+
 def make_project(
     folder: Path, image: Volume, truth: Volume, slices: tuple[int, ...], others: Sequence[Volume] = ()
 ) -> Project:
@@ -96,7 +103,7 @@ def make_project(
     sources = []
     for number, volume in enumerate((image, *others)):
         sources.append(folder / f"image{number}.npy")
-        np.save(sources[-1], np.stack([volume.read_slice(SliceRef("z", z))[0, 0] for z in range(volume.shape[0])]))
+        np.save(sources[-1], whole(volume))
     project = Project.create(
         folder / "bench.slicelabel",
         sources,

@@ -29,8 +29,8 @@ from skimage.segmentation import expand_labels
 
 from benchmarks.document import read_results, write_section
 from benchmarks.jobs import apart, collect
-from benchmarks.runs import VOLUMES, every, make_project, open_pair
-from napari_slicelabel.data.boxes import Box, SliceRef
+from benchmarks.runs import VOLUMES, every, make_project, open_pair, whole
+from napari_slicelabel.data.boxes import Box
 from napari_slicelabel.data.volume import Volume
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.context import run_store
@@ -89,11 +89,6 @@ def chosen(image: Volume, truth: Volume, budget: int, selector: str, seed: int) 
         project = make_project(Path(folder), image, truth, ())
         ranking = rank(project, selector, len(every(budget, truth.shape[0])), seed=seed, device="cpu")
         return tuple(sorted(place.index for place in ranking.order))
-
-
-def whole(volume: Volume) -> NDArray[Any]:
-    """Return all of a volume (z, y, x)."""
-    return np.stack([volume.read_slice(SliceRef("z", z))[0, 0] for z in range(volume.shape[0])])
 
 
 def halves(volume: Volume) -> tuple[Volume, Volume]:

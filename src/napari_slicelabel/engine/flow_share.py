@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from napari_slicelabel.engine.regions import Known
 
 FLOW_SET = "flow"
-"""The set of labels that correspondence flow carries."""
+"""The set of labels that correspondence flow carries, and their provenance where they are shown."""
 
 SHARE = 0.5
 """Share that it has in the result where it counts: as much as the network.
@@ -43,8 +43,6 @@ SHARE = 0.5
 The networks that label held-out slices trained for less long than the one that labels everything, and tell no more than
 whether it should.
 """
-
-PROVENANCE = "flow"
 
 _CACHE_MB, _STREAM = 256, 1
 
@@ -125,7 +123,7 @@ class FlowShare:
             yield Metric("held_out_dice", mean_dice(list(judged.values())), 0)
         return calibration
 
-    def carried(self, digest: str, write: Callable[[Slot, Labelled], SliceDone] | None) -> Iterator[Event]:
+    def carried(self, digest: str, write: Callable[[Slot, Labelled, str], SliceDone] | None) -> Iterator[Event]:
         """Have flow label everything, unless it does not count, or has done so from the same annotation.
 
         Parameters
@@ -133,8 +131,8 @@ class FlowShare:
         digest : str
             Of the annotation.
         write : callable, optional
-            Shows a slice: what flow says is the first that is seen of it. Not where something is labelled already,
-            whose place it must not take.
+            Writes a slice, with its provenance: what flow says is the first that is seen of it. Not where something is
+            labelled already, whose place it must not take.
         """
         flow, self._flow = self._flow, None
         if not self.share or self._sets.is_finished(FLOW_SET, digest):
@@ -150,7 +148,7 @@ class FlowShare:
                     labelled = flow.labelled(probability, 1.0)
                     self._sets.write(FLOW_SET, gap.volume, index, labelled)
                     if write is not None:
-                        yield write(Slot(gap.volume, index), labelled)
+                        yield write(Slot(gap.volume, index), labelled, FLOW_SET)
                     done += 1
                 yield Progress("carry", done, count, flow.name(gap, index))
                 if self._context.stop():

@@ -22,9 +22,9 @@ from torch import Tensor
 from napari_slicelabel.data.boxes import Box
 from napari_slicelabel.engine.confidence import FOLDS, LEAST_FOR_CALIBRATION, Calibration, Labelled, mean_dice
 from napari_slicelabel.engine.context import Slot, fill_state, filled_before
-from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
+from napari_slicelabel.engine.events import Event, Metric, Progress
 from napari_slicelabel.engine.fit import Trainer
-from napari_slicelabel.engine.flow_share import PROVENANCE, FlowShare, and_flow
+from napari_slicelabel.engine.flow_share import FlowShare, and_flow
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.regions import (
     Region,
@@ -271,7 +271,7 @@ class Gradual:
         more = self.rounds + bool(self.watched)
         trainer = learner.trainer(self.config.iterations + more * self.config.round_iterations)
         done = int(extra.get("done", -1))  # type: ignore[arg-type]
-        yield from self.flow.carried(self.digest, self._show if done < 0 else None)
+        yield from self.flow.carried(self.digest, learner.write if done < 0 else None)
         if self.context.stop():
             return
         best = float(extra.get("best", 0.0))  # type: ignore[arg-type]
@@ -331,9 +331,6 @@ class Gradual:
                 "shape_classes": list(self.learner.network.shape_classes),
             },
         )
-
-    def _show(self, slot: Slot, labelled: Labelled) -> SliceDone:
-        return self.learner.write(slot, labelled, PROVENANCE)
 
     def _round(self, trainer: Trainer[VolumeNetwork], number: int) -> Generator[Event, None, float | None]:
         """Label what the region has grown by, and train on; return the share of older pseudo-labels that changed."""

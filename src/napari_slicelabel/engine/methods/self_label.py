@@ -34,7 +34,7 @@ from napari_slicelabel.engine.events import Event, Progress, SliceDone
 from napari_slicelabel.engine.fit import Trainer
 from napari_slicelabel.engine.flow import between
 from napari_slicelabel.engine.flow_config import FlowShareConfig
-from napari_slicelabel.engine.flow_share import PROVENANCE, FlowShare, and_flow, flow_config
+from napari_slicelabel.engine.flow_share import FlowShare, and_flow, flow_config
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.networks import ANDERSON, OUTPUT_STRIDE, PLAIN, NetworkConfig, SliceNetwork, describe
 from napari_slicelabel.engine.planes import PlaneReader
@@ -403,7 +403,7 @@ class SelfLabelling:
                 return
             self._save({}, done=-1)
         done = int(extra.get("done", -1))  # type: ignore[arg-type]
-        yield from self.flow.carried(self.digest, self._show if done < 0 else None)
+        yield from self.flow.carried(self.digest, self._write if done < 0 else None)
         if self.context.stop():
             return
         trainer = self._trainer(self.network, self._total_steps())
@@ -631,9 +631,6 @@ class SelfLabelling:
 
     def _distance(self, slot: Slot) -> int:
         return self.calibration.distance(self.known.distance(slot))
-
-    def _show(self, slot: Slot, labelled: Labelled) -> SliceDone:
-        return self._write(slot, labelled, PROVENANCE)
 
     def _write(self, slot: Slot, labelled: Labelled, provenance: str) -> SliceDone:
         return self.context.write_slice(

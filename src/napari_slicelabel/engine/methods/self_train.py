@@ -30,9 +30,9 @@ from napari_slicelabel.engine.blocks import BlockPredictor, crop_size
 from napari_slicelabel.engine.confidence import FOLDS, LEAST_FOR_CALIBRATION, Calibration, Labelled, label, true_dice
 from napari_slicelabel.engine.context import Slot, fill_state, filled_before
 from napari_slicelabel.engine.densevoxnet import AUXILIARY_WEIGHT, DenseVoxNet
-from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
+from napari_slicelabel.engine.events import Event, Metric, Progress
 from napari_slicelabel.engine.fit import Trainer
-from napari_slicelabel.engine.flow_share import PROVENANCE, FlowShare, and_flow
+from napari_slicelabel.engine.flow_share import FlowShare, and_flow
 from napari_slicelabel.engine.label_sets import LabelSets, averaged
 from napari_slicelabel.engine.losses import IGNORE, masked_losses
 from napari_slicelabel.engine.networks import OUTPUT_STRIDE, NetworkConfig, SliceNetwork
@@ -422,7 +422,7 @@ class SelfTraining:
         stages = (self._calibrate, *in_trial, *sets, self._learn_meta)
         for number, stage in enumerate(stages):
             if number == 1:
-                yield from self.flow.carried(self.digest, self._show if done < 1 else None)
+                yield from self.flow.carried(self.digest, self.learner.write if done < 1 else None)
                 if self.context.stop():
                     return
             if number <= done:
@@ -460,9 +460,6 @@ class SelfTraining:
                 "all_done": all_done,
             },
         )
-
-    def _show(self, slot: Slot, labelled: Labelled) -> SliceDone:
-        return self.learner.write(slot, labelled, PROVENANCE)
 
     def _to_hold_out(self) -> tuple[Slot, ...]:
         slots = self.learner.known.human_slots()
