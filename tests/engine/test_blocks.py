@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from napari_slicelabel.data.volume import Volume
 from napari_slicelabel.engine import blocks
 from napari_slicelabel.engine.augment import NO_AUGMENTATION, Augmentation
 from napari_slicelabel.engine.block_sampling import Block, BlockPool, BlockSampling, ShapesOf
-from napari_slicelabel.engine.blocks import BlockPredictor, BlockReader, ShapeBlocks, crop_size, predict_block
+from napari_slicelabel.engine.blocks import BlockPredictor, BlockReader, ShapeBlocks, crop_size, predict_blocks
 from napari_slicelabel.engine.losses import IGNORE, masked_losses
 from napari_slicelabel.engine.networks import NetworkConfig
 from napari_slicelabel.engine.planes import PlaneReader
@@ -104,7 +105,7 @@ def test_tiles_blend_to_what_the_whole_gives_in_any_order(
     if not in_memory:
         monkeypatch.setattr(blocks, "Scratch", lambda *args: Scratch(*args, most_in_memory=0))
     x = rng.standard_normal((1, 15, 37, 29)).astype(np.float16)
-    whole = predict_block(Pointwise(), x, CPU, stride=(2, 4, 4))
+    (whole,) = predict_blocks(Pointwise(), x[None], CPU, stride=(2, 4, 4))
     one = planes_of(predictor(x, tmp_path), range(15))
     other = planes_of(predictor(x, tmp_path), rng.permutation(15).tolist())
     for index in range(15):
@@ -112,6 +113,46 @@ def test_tiles_blend_to_what_the_whole_gives_in_any_order(
         np.testing.assert_allclose(one[index], whole[:, index], atol=5e-3)
         np.testing.assert_allclose(one[index].sum(0), 1, atol=1e-5)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_what_a_block_gets_does_not_depend_on_what_is_predicted_beside_it(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, mirror: bool
+) -> None:
+    monkeypatch.setattr(blocks, "working_dtype", lambda _: torch.float32)
+    monkeypatch.setattr(blocks, "autocast", lambda _: nullcontext())
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv3d(1, 8, 3, padding=1), nn.InstanceNorm3d(8), nn.ReLU(), nn.Conv3d(8, 3, 3, padding=1)
+    ).eval()
+    x = rng.standard_normal((3, 1, 6, 18, 20)).astype(np.float16)
+    seen = []
+    network.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    settings: dict[str, Any] = {"stride": (2, 4, 4), "mirror": mirror}
+    first, second = predict_blocks(network, x[:2], CPU, **settings)
+    (lone,) = predict_blocks(network, x[1:2], CPU, **settings)
+    _, beside_another = predict_blocks(network, x[[2, 1]], CPU, **settings)
+    assert lone.shape == (3, 6, 18, 20)
+    np.testing.assert_array_equal(second, lone)
+    np.testing.assert_array_equal(second, beside_another)
+    assert not np.array_equal(first, second)
+    # one float32 block alone would not go through oneDNN
+    assert set(seen) == {2}
+
+
+def test_on_a_cpu_tiles_go_in_pairs_where_that_is_faster(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = rng.standard_normal((1, 12, 40, 24)).astype(np.float16)
+    made, told = {}, {}
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(blocks, "working_dtype", lambda _, dtype=dtype: dtype)
+        one = predictor(x, tmp_path)
+        told[dtype] = list(one.prepare(0))
+        made[dtype] = planes_of(one, range(12))
+    assert told == {torch.float32: [(2, 6), (4, 6), (6, 6)], torch.bfloat16: [(n, 6) for n in range(1, 7)]}
+    for index in range(12):
+        np.testing.assert_array_equal(made[torch.float32][index], made[torch.bfloat16][index])
 
 
 def test_only_wanted_tiles_are_predicted(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -129,23 +170,23 @@ def test_a_full_gpu_gets_smaller_tiles_until_there_is_an_error(
     tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = rng.standard_normal((1, 4, 64, 64)).astype(np.float16)
-    real, tried = predict_block, []
+    real, tried = predict_blocks, []
 
     def hungry(network: nn.Module, part: NDArray[np.float16], *args: object, **settings: object) -> object:
-        tried.append(part.shape[2])
-        if part.shape[2] > 32:
+        tried.append(part.shape[3])
+        if part.shape[3] > 32:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(network, part, *args, **settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(blocks, "predict_block", hungry)
+    monkeypatch.setattr(blocks, "predict_blocks", hungry)
     found = planes_of(predictor(x, tmp_path, tile=(4, 64, 64)), [2])
     assert tried[:2] == [64, 32]
-    np.testing.assert_allclose(found[2], real(Pointwise(), x, CPU, stride=(2, 4, 4))[:, 2], atol=5e-3)
+    np.testing.assert_allclose(found[2], real(Pointwise(), x[None], CPU, stride=(2, 4, 4))[0, :, 2], atol=5e-3)
 
     def full(*_args: object, **_settings: object) -> object:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(blocks, "predict_block", full)
+    monkeypatch.setattr(blocks, "predict_blocks", full)
     with pytest.raises(DeviceError, match="device=cpu"):
         planes_of(predictor(x, tmp_path, tile=(4, 64, 64)), [2])
 
