@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
@@ -13,15 +13,18 @@ from napari_slicelabel.data.boxes import Box, SliceRef
 from napari_slicelabel.data.volume import Volume
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.context import run_store
+from napari_slicelabel.engine.densevoxnet import DenseVoxNet
 from napari_slicelabel.engine.evaluate import evaluate
 from napari_slicelabel.engine.events import Event, Finished, Metric, Progress
 from napari_slicelabel.engine.label_sets import LabelSets, averaged
 from napari_slicelabel.engine.losses import IGNORE
+from napari_slicelabel.engine.meta_model import MetaLoss, MetaNetwork, nearest_set, widened
 from napari_slicelabel.engine.methods import self_train
-from napari_slicelabel.engine.methods.self_train import MetaLoss, SelfTraining, nearest_set, plane_axes
+from napari_slicelabel.engine.methods.self_train import SelfTraining, plane_axes
 from napari_slicelabel.engine.run import run
 from napari_slicelabel.engine.sampling import Batch
 from napari_slicelabel.engine.scratch import Scratch
+from napari_slicelabel.engine.volume_networks import VolumeNetwork, VolumeNetworkConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -146,9 +149,41 @@ def test_untrained_the_meta_model_says_what_the_sets_say() -> None:
     torch.manual_seed(0)
     mean = torch.rand(1, 3, 16, 16, 16).softmax(1)
     x = torch.cat([torch.randn(1, 1, 16, 16, 16), mean, torch.rand(1, 1, 16, 16, 16)], 1)
-    made = self_train._Meta(1, 4, 3, start_at_mean=True).eval()
+    made = MetaNetwork(DenseVoxNet((1, 4), 3), slice(1, 4)).eval()
     torch.testing.assert_close(made(x).softmax(1), mean)
-    assert not torch.allclose(self_train._Meta(1, 4, 3, start_at_mean=False).eval()(x).softmax(1), mean, atol=0.01)
+    other = MetaNetwork(DenseVoxNet((1, 4), 3), None).eval()
+    assert not torch.allclose(other(x).softmax(1), mean, atol=0.01)
+
+
+@pytest.mark.parametrize("architecture", ["dynunet", "unet", "densevoxnet"])
+def test_a_3d_network_goes_on_as_the_meta_model(architecture: Literal["dynunet", "unet", "densevoxnet"]) -> None:
+    """It begins by saying what it said, pooled with the mean of the sets, and is free to learn from these."""
+    torch.manual_seed(0)
+    levels: Any = {"kernels": ((3, 3, 3),) * 3, "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2)), "filters": (4, 8, 8)}
+    before = VolumeNetworkConfig(
+        architecture=architecture, classes=(1, 2), shape_classes=(2,), coordinates=True, tile=(16, 16, 16), **levels
+    )
+    network = VolumeNetwork(before)
+    with torch.no_grad():
+        # classifiers start at zero where there are shapes
+        for weight in network.parameters():
+            weight += 0.05 * torch.randn_like(weight)
+    wide = VolumeNetwork(before.model_copy(update={"image_channels": 1 + 4}))
+    wide.load_state_dict(widened(network.state_dict(), wide, 4))
+    image, shape = torch.randn(2, 4, 16, 16, 16), torch.randn(2, 1, 16, 16, 16)
+    mean = torch.randn(2, 3, 16, 16, 16).softmax(1)
+    x = torch.cat([image, mean, torch.rand(2, 1, 16, 16, 16), shape], 1)
+    alone = network.eval()(torch.cat([image, shape], 1))
+    torch.testing.assert_close(wide.eval()(x), alone, atol=2e-4, rtol=1e-3)
+    pooled = (alone.softmax(1) * mean.clamp(min=0.01)).sqrt()
+    made = MetaNetwork(wide, slice(4, 7)).eval()
+    torch.testing.assert_close(made(x).softmax(1), pooled / pooled.sum(1, keepdim=True), atol=1e-4, rtol=1e-3)
+    loss = MetaLoss(1.0, np.random.default_rng(0))
+    batch = Batch(x, torch.randint(0, 3, (2, 4, 16, 16, 16)).to(torch.uint8), torch.ones(2, 16, 16, 16))
+    loss(made.train()(x), batch).backward()
+    first = next(weight for weight in wide.parameters() if weight.ndim == 5 and weight.shape[1] == x.shape[1])
+    assert first.grad is not None
+    assert first.grad[:, 4:8].abs().sum() > 0
 
 
 def test_what_a_human_painted_is_the_truth_in_every_set(
@@ -191,14 +226,15 @@ def test_disagreement_lowers_confidence(make_project: Callable[..., Project]) ->
     assert len(np.unique(found[0.0])) > 3
 
 
+@pytest.mark.parametrize("meta_model", ["3d", "densevoxnet"])
 def test_what_is_too_large_for_memory_gives_the_same_labels(
-    make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+    make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch, meta_model: str
 ) -> None:
     project = make_project({"a": ball()}, {"a": (4, 10)}, classes=("ball",))
     found = []
     for most in (2**30, 0):
         monkeypatch.setattr(Scratch.__init__, "__kwdefaults__", {"most_in_memory": most})
-        events_of(project, shapes="on")
+        events_of(project, shapes="on", meta_model=meta_model)
         folder = project.run_folder(project.run_ids()[-1])
         store = run_store(project, folder, "prediction", "a", "z")
         found.append(np.stack([store.read(index) for index in range(20)]))
@@ -303,8 +339,9 @@ def test_a_meta_model_worse_than_what_it_learned_from_is_not_used(
 
     def all_ball(method: SelfTraining, tensors: Tensors, found: Tensors) -> Iterator[Event]:
         meta = method._meta()
+        assert isinstance(meta.network, DenseVoxNet)
         with torch.no_grad():
-            meta.classifier.bias[:] = torch.tensor([-99.0, 99.0])  # type: ignore[index]
+            meta.network.classifier.bias[:] = torch.tensor([-99.0, 99.0])  # type: ignore[index]
         found.update(meta.state_dict() if method.model == "meta" else tensors)
         yield from ()
 
@@ -319,7 +356,7 @@ def test_a_meta_model_worse_than_what_it_learned_from_is_not_used(
     monkeypatch.setattr(SelfTraining, "_learn_meta", all_ball)
     monkeypatch.setattr(SelfTraining, "_set_plane", set_plane)
     monkeypatch.setattr(self_train, "averaged", mean)
-    metrics, said = trial_events(project, shapes="on", consensus=0.0)
+    metrics, said = trial_events(project, shapes="on", consensus=0.0, meta_model="densevoxnet")
     assert metrics["uses_meta"] == 0
     assert said[-1].startswith(f"the {best} labels, not the meta-model: Dice on held-out slices")
     store = run_store(project, project.run_folder(project.run_ids()[-1]), "prediction", "a", "z")

@@ -19,26 +19,26 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from napari_slicelabel.data.boxes import AXES, Axis, Box
 from napari_slicelabel.engine.block_sampling import Block, BlockPool, ShapesOf, block_boxes
 from napari_slicelabel.engine.blocks import BlockPredictor, crop_size
 from napari_slicelabel.engine.confidence import FOLDS, LEAST_FOR_CALIBRATION, Calibration, Labelled, label, true_dice
 from napari_slicelabel.engine.context import Slot, fill_state, filled_before
-from napari_slicelabel.engine.densevoxnet import AUXILIARY_WEIGHT, DenseVoxNet
+from napari_slicelabel.engine.densevoxnet import DenseVoxNet
 from napari_slicelabel.engine.events import Event, Metric, Progress
 from napari_slicelabel.engine.fit import Trainer
 from napari_slicelabel.engine.flow_share import FlowShare, and_flow
 from napari_slicelabel.engine.label_sets import LabelSets, averaged
-from napari_slicelabel.engine.losses import IGNORE, masked_losses
+from napari_slicelabel.engine.losses import IGNORE
+from napari_slicelabel.engine.meta_model import MetaLoss, MetaNetwork, widened
 from napari_slicelabel.engine.networks import OUTPUT_STRIDE, NetworkConfig, SliceNetwork
 from napari_slicelabel.engine.planes import PlaneReader
 from napari_slicelabel.engine.predict import Band, predict_bands, with_smaller_tiles
-from napari_slicelabel.engine.sampling import Batch, Plane, PlanePool, SamplingConfig
+from napari_slicelabel.engine.sampling import Plane, PlanePool, SamplingConfig
+from napari_slicelabel.engine.training import fit_config
 from napari_slicelabel.engine.volume_learning import (
     VolumeLearner,
     VolumeLearningConfig,
@@ -64,8 +64,6 @@ _BYTES_PER_VOXEL = 24
 _CROSSED_PLANES = 24
 _LEAST_PLANE_PX = 16
 _META_STRIDE = (4, 4, 4)
-# Where no set names a class the mean is not taken for certain.
-_LEAST_MEAN = 0.01
 # Of the annotated slices one in so many is held out in the trial, from the second one on.
 _TRIAL_EVERY = 3
 _MEAN_ROWS = 256
@@ -103,6 +101,7 @@ class SelfTrainConfig(VolumeLearningConfig):
             "flow": "off",
             "average": "hard",
             "variance": "off",
+            "meta_model": "densevoxnet",
             "start": "random",
             "consensus": 0.0,
             "trial": "off",
@@ -139,10 +138,14 @@ class SelfTrainConfig(VolumeLearningConfig):
         description="Whether the meta-model sees the mean of the sets with their confidence, or of their labels.",
     )
     variance: Literal["on", "off"] = Field("on", description="Whether it also sees how far the sets disagree.")
+    meta_model: Literal["3d", "densevoxnet"] = Field(
+        "3d",
+        description="Meta-model. 3d: the 3D network goes on to learn, and sees the sets, too; densevoxnet: the Y-shaped"
+        " one of S5, from scratch, which takes far more training steps.",
+    )
     start: Literal["mean", "random"] = Field(
         "mean",
-        description="What the meta-model says before it is trained: the mean of the sets, which it learns to correct;"
-        " or anything, which takes far more training steps.",
+        description="Whether the meta-model begins at the mean of the sets, which it learns to correct.",
     )
     consensus: float = Field(
         0.5,
@@ -266,101 +269,6 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfTrainConfig) -> Work
         memory_bytes=int(800 * 2**20 + pool + config.batch * crop * 4000),
     )
     return and_flow(learning, stacks, classes, config)
-
-
-class MetaLoss:
-    """The loss of the meta-model: cross-entropy (and Dice) to one of several sets of pseudo-labels.
-
-    Attributes
-    ----------
-    nearest : bool
-        False: to a set drawn at random for each crop (random fitting). True: to the set with the lowest cross-entropy
-        (nearest-neighbour fitting). S5.
-    """
-
-    def __init__(self, dice_weight: float, rng: np.random.Generator) -> None:
-        self.nearest = False
-        self._dice_weight, self._rng = dice_weight, rng
-
-    def __call__(self, output: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
-        """Return the loss.
-
-        Parameters
-        ----------
-        output : tuple of 2 Tensor of shape (b, c, d, h, w)
-            Logits of the classifier and of the auxiliary one.
-        batch : Batch
-            Its targets (b, n, d, h, w), or (b, d, h, w) of a single set.
-        """
-        logits, auxiliary = (part.float() for part in output)
-        targets = batch.target if batch.target.ndim == logits.ndim else batch.target[:, None]
-        target = targets[torch.arange(len(targets), device=targets.device), self._choice(logits, targets)]
-        main, other = (
-            masked_losses(part, target, batch.weight, dice_weight=self._dice_weight) for part in (logits, auxiliary)
-        )
-        return main + AUXILIARY_WEIGHT * other
-
-    def _choice(self, logits: Tensor, targets: Tensor) -> Tensor:
-        if not self.nearest:
-            drawn = self._rng.integers(targets.shape[1], size=len(targets))
-            return torch.from_numpy(drawn).to(targets.device)
-        return nearest_set(logits.detach(), targets)
-
-
-def nearest_set(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return which set of labels is nearest to a prediction, by cross-entropy over the known voxels of each crop.
-
-    Parameters
-    ----------
-    logits : Tensor of shape (b, c, d, h, w)
-        The prediction.
-    targets : Tensor of shape (b, n, d, h, w), uint8
-        The sets; 255 = unknown.
-
-    Returns
-    -------
-    Tensor of shape (b,), int64
-    """
-    distances = [
-        functional.cross_entropy(
-            logits, torch.where(target == IGNORE, -100, target.long()), reduction="none", ignore_index=-100
-        )
-        .flatten(1)
-        .sum(1)
-        / (target != IGNORE).flatten(1).sum(1).clamp(min=1)
-        for target in targets.unbind(1)
-    ]
-    return torch.stack(distances, 1).argmin(1)
-
-
-class _Meta(DenseVoxNet):
-    """The Y-shaped DenseVoxNet: both outputs while it is trained, one when it predicts.
-
-    Parameters
-    ----------
-    image_channels, mean_channels : int
-        Of its two inputs; the first channels of the second are the mean of the sets, one for each output.
-    out_channels : int
-        Classes and background.
-    start_at_mean : bool
-        Whether the logarithm of the mean is added to the logits, and the classifiers start at zero: before any training
-        the prediction is the mean.
-    """
-
-    def __init__(self, image_channels: int, mean_channels: int, out_channels: int, *, start_at_mean: bool) -> None:
-        super().__init__((image_channels, mean_channels), out_channels)
-        self._mean = slice(image_channels, image_channels + out_channels) if start_at_mean else None
-        if start_at_mean:
-            for head in (self.classifier, self.auxiliary):
-                torch.nn.init.zeros_(head.weight)
-                torch.nn.init.zeros_(head.bias)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits, auxiliary = self.with_auxiliary(x)
-        if self._mean is not None:
-            mean = x[:, self._mean].float().clamp(min=_LEAST_MEAN).log()
-            logits, auxiliary = logits.float() + mean, auxiliary.float() + mean
-        return (logits, auxiliary) if self.training else logits  # type: ignore[return-value] # MetaLoss takes both
 
 
 @dataclass
@@ -541,9 +449,9 @@ class SelfTraining:
             self.learner.save_model(trainer.predictor, NAME)
 
     def _label_volume(self, tensors: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
+        # it goes on as the meta-model, or fills
+        found.update(tensors)
         if self.model == VOLUME_SET:
-            # it is this network that fills
-            found.update(tensors)
             return
         network, stage = VolumeNetwork(self.learner.network), self._named("label in 3D")
         network.load_state_dict(dict(tensors))
@@ -564,8 +472,9 @@ class SelfTraining:
                     if self.context.stop():
                         return
 
-    def _choose_voters(self, _: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
+    def _choose_voters(self, tensors: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
         """Score the sets on the held-out slices; those far below the best have no vote."""
+        found.update(tensors)
         scores = {}
         for which in (*AXES, VOLUME_SET):
             slots = [slot for slot in self.held_out if which in self._sets(slot.volume)]
@@ -648,19 +557,24 @@ class SelfTraining:
             return
         config = self.config
         loss = MetaLoss(config.dice_weight, self.context.rng)
-        fit = self.learner.fit(config.random_iterations + config.nearest_iterations)
+        # batch norm's statistics belong to the weights themselves, not to their running mean
+        batch_norm = "densevoxnet" in (config.meta_model, config.network)
+        steps = config.random_iterations + config.nearest_iterations
+        fit = fit_config(config, steps, running_mean=not batch_norm)
         # as many voxels in a step as the 3D network sees, although crops may have to be deeper
         share = math.prod(self.learner.sampling.crop) / math.prod(self._meta_crop())
         batch = max(1, round(config.batch * share))
-        trainer: Trainer[_Meta] = Trainer(self._meta(), fit, batch, self.context.device, loss)
+        meta = self._meta()
+        if config.meta_model == "3d":
+            meta.network.load_state_dict(widened(tensors, meta.network, self._channels_of_image()))
+        trainer: Trainer[MetaNetwork] = Trainer(meta, fit, batch, self.context.device, loss)
         pool = self._meta_pool()
         yield from self.learner.train(trainer, pool, config.random_iterations, self._named("meta-model, random sets"))
         if self.context.stop():
             return
         loss.nearest = True
         yield from self.learner.train(trainer, pool, config.nearest_iterations, self._named("meta-model, nearest sets"))
-        # not the running mean of the weights: batch norm's statistics belong to the weights themselves
-        found.update(trainer.network.state_dict())
+        found.update(trainer.predictor.state_dict())
 
     def _fill(self, tensors: Mapping[str, Tensor], filled: Iterable[Slot], *, last_stage: int) -> Iterator[Event]:
         network = None
@@ -678,7 +592,7 @@ class SelfTraining:
                 if network is not None and slot.volume not in predictors:
                     predictors[slot.volume] = (
                         self._meta_predictor(network, slot.volume)
-                        if isinstance(network, _Meta)
+                        if isinstance(network, MetaNetwork)
                         else self.learner.predictor(network, slot.volume)
                     )
                 predictor = predictors.get(slot.volume)
@@ -829,15 +743,29 @@ class SelfTraining:
 
     # -- the meta-model -----------------------------------------------------------------------------------------------
 
-    def _meta(self) -> _Meta:
+    def _channels_of_image(self) -> int:
         network = self.learner.network
-        channels = 1 + len(network.classes)
-        image = network.in_channels - len(network.shape_classes)
-        means = channels + (self.config.variance == "on")
-        return _Meta(image, means, channels, start_at_mean=self.config.start == "mean")
+        return network.in_channels - len(network.shape_classes)
+
+    def _meta(self) -> MetaNetwork:
+        network, image = self.learner.network, self._channels_of_image()
+        outputs = 1 + len(network.classes)
+        means = outputs + (self.config.variance == "on")
+        base: DenseVoxNet | VolumeNetwork
+        if self.config.meta_model == "densevoxnet":
+            base = DenseVoxNet((image, means), outputs)
+        else:
+            base = VolumeNetwork(network.model_copy(update={"image_channels": network.image_channels + means}))
+        return MetaNetwork(base, slice(image, image + outputs) if self.config.start == "mean" else None)
 
     def _meta_crop(self) -> tuple[int, int, int]:
+        if self.config.meta_model == "3d":
+            return self.learner.sampling.crop
         return crop_size(self.learner.sampling.crop, _META_STRIDE)
+
+    def _meta_shapes(self, mix: float = 1.0) -> ShapesOf:
+        """Return the shapes that the meta-model sees."""
+        return self.learner.shapes(self.held_out, mix) if self.config.meta_model == "3d" else ShapesOf()
 
     def _meta_input(self, name: str, box: Box) -> "NDArray[np.float16]":
         return np.concatenate([self.learner.reader(name).read(box), self._averaged(name, box)])
@@ -861,25 +789,25 @@ class SelfTraining:
                 targets = np.where(human, painted, self.sets.labels(self._sets(name), name, box))
                 yield Block(name, box, self._meta_input(name, box), targets, human)
 
-        sampling = replace(learner.sampling, crop=self._meta_crop())
         return BlockPool(
             blocks(),
             learner.network.image_channels,
-            ShapesOf(),
-            sampling,
+            self._meta_shapes(),
+            replace(learner.sampling, crop=self._meta_crop()),
             context.device,
             self.config.pool_mb * 2**20,
             context.rng,
         )
 
-    def _meta_predictor(self, meta: _Meta, name: str) -> BlockPredictor:
+    def _meta_predictor(self, meta: MetaNetwork, name: str) -> BlockPredictor:
+        shapes = self._meta_shapes(self._mix())
         return BlockPredictor(
             meta,
-            lambda box: self._meta_input(name, box),
+            lambda box: np.concatenate([self._meta_input(name, box), shapes.read(name, box)]),
             self.learner.reader(name).shape,
             1 + len(self.planes.classes),
             tile=self._meta_crop(),
-            stride=_META_STRIDE,
+            stride=self.learner.network.stride if self.config.meta_model == "3d" else _META_STRIDE,
             device=self.context.device,
             scratch=self.context.folder / f".sums.{name}.part.zarr",
             mirror=self.planes.mirror,
