@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from napari_slicelabel.data.boxes import Box, SliceRef
 from napari_slicelabel.data.volume import Volume
@@ -18,7 +20,7 @@ from napari_slicelabel.engine.evaluate import evaluate
 from napari_slicelabel.engine.events import Event, Finished, Metric, Progress
 from napari_slicelabel.engine.label_sets import LabelSets, averaged
 from napari_slicelabel.engine.losses import IGNORE
-from napari_slicelabel.engine.meta_model import MetaLoss, MetaNetwork, nearest_set, widened
+from napari_slicelabel.engine.meta_model import MetaLoss, MetaNetwork, narrowed, nearest_set, widened
 from napari_slicelabel.engine.methods import self_train
 from napari_slicelabel.engine.methods.self_train import SelfTraining, plane_axes
 from napari_slicelabel.engine.run import run
@@ -149,9 +151,9 @@ def test_untrained_the_meta_model_says_what_the_sets_say() -> None:
     torch.manual_seed(0)
     mean = torch.rand(1, 3, 16, 16, 16).softmax(1)
     x = torch.cat([torch.randn(1, 1, 16, 16, 16), mean, torch.rand(1, 1, 16, 16, 16)], 1)
-    made = MetaNetwork(DenseVoxNet((1, 4), 3), slice(1, 4)).eval()
+    made = MetaNetwork(DenseVoxNet((1, 4), 3), slice(1, 5), 3, start_at_mean=True).eval()
     torch.testing.assert_close(made(x).softmax(1), mean)
-    other = MetaNetwork(DenseVoxNet((1, 4), 3), None).eval()
+    other = MetaNetwork(DenseVoxNet((1, 4), 3), slice(1, 5), 3, start_at_mean=False).eval()
     assert not torch.allclose(other(x).softmax(1), mean, atol=0.01)
 
 
@@ -176,14 +178,60 @@ def test_a_3d_network_goes_on_as_the_meta_model(architecture: Literal["dynunet",
     alone = network.eval()(torch.cat([image, shape], 1))
     torch.testing.assert_close(wide.eval()(x), alone, atol=2e-4, rtol=1e-3)
     pooled = (alone.softmax(1) * mean.clamp(min=0.01)).sqrt()
-    made = MetaNetwork(wide, slice(4, 7)).eval()
+    made = MetaNetwork(wide, slice(4, 8), 3, start_at_mean=True, dropout=0.5).eval()
     torch.testing.assert_close(made(x).softmax(1), pooled / pooled.sum(1, keepdim=True), atol=1e-4, rtol=1e-3)
     loss = MetaLoss(1.0, np.random.default_rng(0))
     batch = Batch(x, torch.randint(0, 3, (2, 4, 16, 16, 16)).to(torch.uint8), torch.ones(2, 16, 16, 16))
-    loss(made.train()(x), batch).backward()
+    loss(MetaNetwork(wide, slice(4, 8), 3, start_at_mean=True).train()(x), batch).backward()
     first = next(weight for weight in wide.parameters() if weight.ndim == 5 and weight.shape[1] == x.shape[1])
     assert first.grad is not None
     assert first.grad[:, 4:8].abs().sum() > 0
+    with torch.no_grad():
+        first -= 0.1 * first.grad
+    x[:, 4:8] = 0
+    network.load_state_dict(narrowed(wide.state_dict(), network, 4))
+    torch.testing.assert_close(network.eval()(torch.cat([image, shape], 1)), wide.eval()(x), atol=2e-4, rtol=1e-3)
+
+
+def test_some_crops_show_the_meta_model_nothing_of_the_sets() -> None:
+    torch.manual_seed(0)
+    seen = []
+
+    class Zeros(VolumeNetwork):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            return torch.zeros_like(x[:, :2])
+
+    levels: Any = {"kernels": ((3, 3, 3),) * 3, "strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2)), "filters": (4, 4, 4)}
+    network = Zeros(VolumeNetworkConfig(image_channels=4, classes=(1,), tile=(4, 4, 4), **levels))
+    made = MetaNetwork(network, slice(1, 4), 2, start_at_mean=True, dropout=0.25).train()
+    x = torch.full((400, 4, 1, 1, 1), 0.5)
+    x[:, 1] = 0.9
+    (logits,) = made(x)
+    shown = seen[0][:, 1:].flatten(1).any(1)
+    assert 0.65 < shown.float().mean() < 0.85
+    assert (seen[0][:, 0] == 0.5).all()
+    # with the sets it is pooled with their mean, without them it is on its own
+    assert (logits[shown, 0] > logits[shown, 1]).all()
+    assert not logits[~shown].any()
+    made.eval()(x)
+    assert (seen[1] == x).all()
+
+
+def test_the_model_for_other_images_has_learned_from_the_sets(make_project: Callable[..., Project]) -> None:
+    project = make_project({"a": ball()}, {"a": (4, 10)}, classes=("ball",))
+    kept = []
+    for dropout in (0.5, 0.0):
+        events_of(project, sets_dropout=dropout)
+        folder = project.run_folder(project.run_ids()[-1]) / "model"
+        kept.append(load_file(folder / "weights.safetensors"))
+        described = json.loads((folder / "network.json").read_text())["volume_network"]
+        made = VolumeNetwork(VolumeNetworkConfig.model_validate(described))
+        made.load_state_dict(kept[-1])
+        assert made.config.image_channels == 1
+    assert kept[0].keys() == kept[1].keys()
+    # without dropout it is the network that learned from the annotation alone: the same seed, but two steps fewer
+    assert any(not torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
 
 
 def test_what_a_human_painted_is_the_truth_in_every_set(

@@ -17,41 +17,63 @@ _LEAST_MEAN = 0.01
 
 
 class MetaNetwork(nn.Module):
-    """A 3D network that also sees the mean of several sets of pseudo-labels, and may begin at it.
+    """A 3D network that also sees several sets of pseudo-labels, and may begin at their mean.
 
     Parameters
     ----------
     network : DenseVoxNet or VolumeNetwork
         Y-shaped, from scratch (S5), its auxiliary classifier counts while it is trained; or one that was trained on
         the annotation, see `widened`.
-    mean : slice, optional
-        Which channels of the input hold the mean of the sets, one for each output. It is where the meta-model begins:
-        a DenseVoxNet, whose classifiers start at zero then, learns what to add to its logarithm; a trained network
-        is pooled with it half and half (logarithmic opinion pool).
+    sets : slice
+        Which channels of its input tell of the sets; the first of them hold their mean, one for each output.
+    outputs : int
+        Classes and background.
+    start_at_mean : bool
+        Whether it begins at the mean: a DenseVoxNet, whose classifiers start at zero then, learns what to add to its
+        logarithm; a trained network is pooled with it half and half (logarithmic opinion pool).
+    dropout : float
+        Share of the crops that show nothing of the sets while it is trained. What it learns from them in the others
+        it also knows without them then: `network` can label images of which there are none.
     """
 
-    def __init__(self, network: DenseVoxNet | VolumeNetwork, mean: slice | None) -> None:
+    def __init__(
+        self,
+        network: DenseVoxNet | VolumeNetwork,
+        sets: slice,
+        outputs: int,
+        *,
+        start_at_mean: bool,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.network = network
-        self._mean = mean
-        if mean is not None and isinstance(network, DenseVoxNet):
+        self._sets, self._dropout = sets, dropout
+        self._mean = slice(sets.start, sets.start + outputs) if start_at_mean else None
+        if start_at_mean and isinstance(network, DenseVoxNet):
             for head in (network.classifier, network.auxiliary):
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (b, c, d, h, w); while it is trained a tuple of those of all classifiers, for `MetaLoss`."""
-        if self.training and isinstance(self.network, DenseVoxNet):
-            logits = self.network.with_auxiliary(x)
-        else:
-            logits = (self.network(x),)
-        if self._mean is not None:
-            mean = x[:, self._mean].float().clamp(min=_LEAST_MEAN).log()
-            if isinstance(self.network, DenseVoxNet):
-                logits = tuple(part.float() + mean for part in logits)
-            else:
-                logits = tuple((part.log_softmax(1) + mean) / 2 for part in logits)
-        return logits if self.training else logits[0]  # type: ignore[return-value]
+        if not self.training:
+            return self._pooled(x, self.network(x))
+        shown = torch.rand(len(x), 1, 1, 1, 1, device=x.device) >= self._dropout
+        seen = x.clone()
+        seen[:, self._sets] *= shown
+        logits = self.network.with_auxiliary(seen) if isinstance(self.network, DenseVoxNet) else (self.network(seen),)
+        return tuple(  # type: ignore[return-value]
+            torch.where(shown, self._pooled(x, part), part.float()) for part in logits
+        )
+
+    def _pooled(self, x: Tensor, logits: Tensor) -> Tensor:
+        """Return the logits together with the mean of the sets."""
+        if self._mean is None:
+            return logits
+        mean = x[:, self._mean].float().clamp(min=_LEAST_MEAN).log()
+        if isinstance(self.network, DenseVoxNet):
+            return logits.float() + mean
+        return (logits.log_softmax(1) + mean) / 2
 
 
 class MetaLoss:
@@ -140,8 +162,34 @@ def widened(weights: Mapping[str, Tensor], network: nn.Module, first: int) -> di
     for name, wanted in network.state_dict().items():
         have = weights[name]
         if have.shape != wanted.shape:
-            more = wanted.shape[1] - have.shape[1]
-            parts = (have[:, :first], have.new_zeros(have.shape[0], more, *have.shape[2:]), have[:, first:])
-            have = torch.cat(parts, 1)
+            more = have.new_zeros(len(have), wanted.shape[1] - have.shape[1], *have.shape[2:])
+            have = torch.cat([have[:, :first], more, have[:, first:]], 1)
+        found[name] = have
+    return found
+
+
+def narrowed(weights: Mapping[str, Tensor], network: nn.Module, first: int) -> dict[str, Tensor]:
+    """Return the weights of a network for one that is the same, but does not see some channels; undoes `widened`.
+
+    Parameters
+    ----------
+    weights : mapping of str to Tensor
+        Of the network that sees more.
+    network : Module
+        Where they are to go.
+    first : int
+        Where in the input the channels begin that it does not see. It says what the other one says where these are 0.
+
+    Returns
+    -------
+    dict of str to Tensor
+        A state of `network`.
+    """
+    found = {}
+    for name, wanted in network.state_dict().items():
+        have = weights[name]
+        if have.shape != wanted.shape:
+            behind = first + have.shape[1] - wanted.shape[1]
+            have = torch.cat([have[:, :first], have[:, behind:]], 1)
         found[name] = have
     return found

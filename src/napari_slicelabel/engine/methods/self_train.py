@@ -33,7 +33,7 @@ from napari_slicelabel.engine.fit import Trainer
 from napari_slicelabel.engine.flow_share import FlowShare, and_flow
 from napari_slicelabel.engine.label_sets import LabelSets, averaged
 from napari_slicelabel.engine.losses import IGNORE
-from napari_slicelabel.engine.meta_model import MetaLoss, MetaNetwork, widened
+from napari_slicelabel.engine.meta_model import MetaLoss, MetaNetwork, narrowed, widened
 from napari_slicelabel.engine.networks import OUTPUT_STRIDE, NetworkConfig, SliceNetwork
 from napari_slicelabel.engine.planes import PlaneReader
 from napari_slicelabel.engine.predict import Band, predict_bands, with_smaller_tiles
@@ -66,6 +66,8 @@ _LEAST_PLANE_PX = 16
 _META_STRIDE = (4, 4, 4)
 # Of the annotated slices one in so many is held out in the trial, from the second one on.
 _TRIAL_EVERY = 3
+# So much better must the mean of the sets be to label in the place of the meta-model, the better one for other images.
+_META_MARGIN = 0.01
 _MEAN_ROWS = 256
 # Of as many pixels as voxels, times what the 3D network takes: the 2D network, the meta-model. As measured on a CPU.
 _PLANE_COST, _META_COST = 1.1, 3.3
@@ -102,6 +104,7 @@ class SelfTrainConfig(VolumeLearningConfig):
             "average": "hard",
             "variance": "off",
             "meta_model": "densevoxnet",
+            "sets_dropout": 0.0,
             "start": "random",
             "consensus": 0.0,
             "trial": "off",
@@ -146,6 +149,14 @@ class SelfTrainConfig(VolumeLearningConfig):
     start: Literal["mean", "random"] = Field(
         "mean",
         description="Whether the meta-model begins at the mean of the sets, which it learns to correct.",
+    )
+    sets_dropout: float = Field(
+        0.5,
+        ge=0.0,
+        le=1.0,
+        json_schema_extra={"step": 0.05},
+        description="Share of the crops in which the meta-model sees nothing of the sets: what it learned from them it"
+        " knows without them then, and is the model for other images.",
     )
     consensus: float = Field(
         0.5,
@@ -200,7 +211,8 @@ def propagate(context: "RunContext", config: SelfTrainConfig) -> Iterator[Event]
     goes on behind the last stage that ended, and in *fill* where it was. The sets lie in the run's folder until the run
     has ended.
 
-    The model that is kept for other images is the 3D network: the meta-model needs the sets.
+    The model that is kept for other images is the meta-model as it is without the sets, where it has learned to do
+    without (``meta_model=3d``, ``sets_dropout``) and is used; else the 3D network that learned from the annotation.
     """
     run = SelfTraining(context, config)
     with closing(run.learner):
@@ -514,7 +526,7 @@ class SelfTraining:
         yield Metric("held_out_dice_mean", mean, 0)
         if max(meta_dice, mean) < sparse:
             self.model = "3d"
-        elif meta_dice < mean:
+        elif meta_dice < mean - _META_MARGIN:
             self.model = "mean"
         yield from self._say_which(
             f"Dice on held-out slices: meta-model {meta_dice:.3f}, mean of the sets {mean:.3f}, 3D network {sparse:.3f}"
@@ -575,6 +587,10 @@ class SelfTraining:
         loss.nearest = True
         yield from self.learner.train(trainer, pool, config.nearest_iterations, self._named("meta-model, nearest sets"))
         found.update(trainer.predictor.state_dict())
+        if config.meta_model == "3d" and config.sets_dropout > 0 and not self.held_out:
+            alone = VolumeNetwork(self.learner.network)
+            alone.load_state_dict(narrowed(trainer.predictor.network.state_dict(), alone, self._channels_of_image()))
+            self.learner.save_model(alone, NAME)
 
     def _fill(self, tensors: Mapping[str, Tensor], filled: Iterable[Slot], *, last_stage: int) -> Iterator[Event]:
         network = None
@@ -756,7 +772,8 @@ class SelfTraining:
             base = DenseVoxNet((image, means), outputs)
         else:
             base = VolumeNetwork(network.model_copy(update={"image_channels": network.image_channels + means}))
-        return MetaNetwork(base, slice(image, image + outputs) if self.config.start == "mean" else None)
+        start_at_mean, dropout = self.config.start == "mean", self.config.sets_dropout
+        return MetaNetwork(base, slice(image, image + means), outputs, start_at_mean=start_at_mean, dropout=dropout)
 
     def _meta_crop(self) -> tuple[int, int, int]:
         if self.config.meta_model == "3d":
