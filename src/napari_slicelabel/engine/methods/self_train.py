@@ -3,10 +3,12 @@
 After Zheng et al., AAAI 2020, preset ``paper``. One 2D network, trained on planes of all axes, gives a set of
 pseudo-labels per axis, a 3D network trained on the same sparse annotation one more. A Y-shaped DenseVoxNet sees the
 image and the average of the sets, and learns at first from a set drawn at random, then from the one that is nearest to
-what it says. Ours, preset ``default``: it also sees how far the sets disagree, which counts in the confidence, too; the
-2D network sees the shapes of the annotated slices as the 3D one does; and a trial on annotated slices that are held out
-says which sets have a vote, and whether the meta-model is any better than their mean or the 3D network alone. What
-correspondence flow carries (S4) counts in the result where slices held out of the 3D network come out better with it.
+what it says. Ours, preset ``default``: the meta-model is the 3D network, which goes on to learn from the sets, half of
+the time without seeing them, so that it can label other images; it also sees how far the sets disagree, which counts in
+the confidence, too; the 2D network sees the shapes of the annotated slices as the 3D one does; and a trial on annotated
+slices that are held out says which sets have a vote, and whether the meta-model is any better than their mean or the 3D
+network alone. What correspondence flow carries (S4) counts in the result where slices held out of the 3D network come
+out better with it.
 """
 
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
@@ -69,7 +71,7 @@ _TRIAL_EVERY = 3
 # So much better must the mean of the sets be to label in the place of the meta-model, the better one for other images.
 _META_MARGIN = 0.01
 _MEAN_ROWS = 256
-# Of as many pixels as voxels, times what the 3D network takes: the 2D network, the meta-model. As measured on a CPU.
+# Of as many pixels as voxels, times what the 3D network takes: the 2D network, a DenseVoxNet. As measured on a CPU.
 _PLANE_COST, _META_COST = 1.1, 3.3
 
 
@@ -267,8 +269,9 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfTrainConfig) -> Work
     train_s, predict_s = voxel_seconds(config)
     plane_crops = config.plane_batch * min(config.crop_px**2, pixels)
     meta_steps = config.random_iterations + config.nearest_iterations
+    meta_cost = _META_COST if config.meta_model == "densevoxnet" else 1.0
     voxels = _PLANE_COST * config.plane_iterations * plane_crops + config.batch * crop * (
-        _META_COST * meta_steps + steps - config.plane_iterations - meta_steps
+        meta_cost * meta_steps + steps - config.plane_iterations - meta_steps
     )
     pool = min(config.pool_mb * 2**20, filled * pixels * _BYTES_PER_VOXEL)
     learning = Work(
