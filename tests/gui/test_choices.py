@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from qtpy.QtCore import QPoint, Qt
+from qtpy.QtWidgets import QAbstractSpinBox
 from tests.gui.test_workflow import choose, run_to_end
 
 from napari_slicelabel.data.boxes import SliceRef
@@ -239,3 +240,26 @@ def test_a_second_volume_is_added_and_the_first_comes_back(bench: Bench, stack: 
     run_to_end(bench)
     assert bench.session.worker.state.phase == "finished", bench.session.worker.state.error
     assert bench.session.worker.state.written == 32
+
+
+def test_numbers_can_be_read_in_the_forms_of_all_methods(bench: Bench, stack: Sample) -> None:
+    """In the dock as it opens, with everything unfolded: no digit is cut off by the buttons beside it."""
+    bench.start(stack.image)
+    panel = bench.panel("PropagatePanel")
+    for section in bench.dock.sections:
+        section.set_open(section.panel is panel)
+    boxes = 0
+    for number in range(panel.method.count()):
+        panel.method.setCurrentIndex(number)
+        panel.form.fold.set_open(True)
+        # names of what was changed are bold, and leave less room
+        is_long = panel.method.currentData() == "self-train"
+        changed = {"learning_rate": 0.0005, "random_iterations": 15} if is_long else {}
+        panel.form.set_config(panel.form.config().model_copy(update=changed))
+        bench.settle()
+        for box in panel.form.findChildren(QAbstractSpinBox):
+            line = box.lineEdit()
+            # the margins of a line edit, left and right, are 2 px each
+            assert line.width() - 4 >= line.fontMetrics().horizontalAdvance(box.text()), box.accessibleName()
+            boxes += 1
+    assert boxes > 50

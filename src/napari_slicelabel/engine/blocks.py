@@ -358,8 +358,8 @@ def _within(box: Box, outer: Box) -> Box:
 def _goes_in_pairs(device: torch.device) -> bool:
     """Return whether blocks are predicted two at a time.
 
-    Of a single float32 block on a CPU, torch (2.14, ``ConvParams::use_mkldnn``) convolves layers with less than some
-    20,000 values per row in plain loops. A pair goes through oneDNN: an eighth of the time for each.
+    Of a single float32 block on a CPU, torch (2.14, ``ConvParams::use_mkldnn``) convolves layers whose channels x depth
+    x height is at most 20,480 in plain loops. A pair goes through oneDNN: an eighth of the time for each.
     """
     return device.type == "cpu" and working_dtype(device) == torch.float32
 

@@ -17,7 +17,16 @@ from magicgui.widgets import create_widget
 from pydantic import ValidationError
 from qtpy.QtCore import QEvent, QObject, Qt, Signal
 from qtpy.QtGui import QValidator
-from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QGridLayout, QLabel, QToolButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QAbstractSpinBox,
+    QComboBox,
+    QDoubleSpinBox,
+    QGridLayout,
+    QLabel,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
 
 from napari_slicelabel.engine.config import MethodConfig
 from napari_slicelabel.errors import InputError
@@ -36,6 +45,8 @@ _ALL_DECIMALS = 323
 # A range of more steps than this is walked in tenths of the value's own magnitude: a learning rate from 1e-6 to 1.
 _MANY_STEPS = 1e5
 
+# Least widths: of fields; of numbers with their buttons, which take 60 px, "0.0005" and its margins 46.
+_FIELD_PX, _NUMBER_PX = 64, 88
 _ABBREVIATIONS = {"ema": "EMA"}
 _UNITS = {"px": "px", "mb": "MB", "um": "µm", "nm": "nm", "s": "s"}
 
@@ -356,7 +367,10 @@ class ConfigForm(QWidget):
 
     def _let_shrink(self, widget: QWidget) -> None:
         # a spin box asks for room for its largest value; a dock is narrow
-        widget.setMinimumWidth(64)
+        widget.setMinimumWidth(_FIELD_PX)
+        if isinstance(widget, QAbstractSpinBox):
+            # napari's style has a least width of its own, which goes before the widget's
+            widget.setStyleSheet(f"min-width: {_NUMBER_PX}px")
         widget.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         widget.installEventFilter(self._no_wheel)
 
