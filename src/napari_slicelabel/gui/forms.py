@@ -45,7 +45,7 @@ _ALL_DECIMALS = 323
 # A range of more steps than this is walked in tenths of the value's own magnitude: a learning rate from 1e-6 to 1.
 _MANY_STEPS = 1e5
 
-# Least widths: of fields; of numbers with their buttons, which take 60 px, "0.0005" and its margins 46.
+# Least widths: of fields; of numbers, where "0.0005" and its margins take 46 px, and the buttons 40.
 _FIELD_PX, _NUMBER_PX = 64, 88
 _ABBREVIATIONS = {"ema": "EMA"}
 _UNITS = {"px": "px", "mb": "MB", "um": "µm", "nm": "nm", "s": "s"}
@@ -369,8 +369,8 @@ class ConfigForm(QWidget):
         # a spin box asks for room for its largest value; a dock is narrow
         widget.setMinimumWidth(_FIELD_PX)
         if isinstance(widget, QAbstractSpinBox):
-            # napari's style has a least width of its own, which goes before the widget's
-            widget.setStyleSheet(f"min-width: {_NUMBER_PX}px")
+            # napari's style goes before the widget's own least width, and leaves 30 px between wide paddings
+            widget.setStyleSheet(f"padding: 1px; min-width: {_NUMBER_PX}px")
         widget.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         widget.installEventFilter(self._no_wheel)
 
