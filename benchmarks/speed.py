@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.document import write_section
 from napari_slicelabel.data.samples import synthetic_em
 from napari_slicelabel.data.volume import Volume
-from napari_slicelabel.engine import fit, predict
+from napari_slicelabel.engine import blocks, fit, predict
 from napari_slicelabel.engine.augment import Augmentation
 from napari_slicelabel.engine.fit import FitConfig, Trainer, working_dtype
 from napari_slicelabel.engine.methods.self_label import SelfLabelConfig
@@ -31,11 +31,13 @@ from napari_slicelabel.engine.networks import NetworkConfig, SliceNetwork
 from napari_slicelabel.engine.planes import PlaneReader
 from napari_slicelabel.engine.predict import predict_bands
 from napari_slicelabel.engine.sampling import Plane, PlanePool, SamplingConfig
+from napari_slicelabel.engine.volume_networks import VolumeNetwork, VolumeNetworkConfig, levels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 CLASSES = (1, 2)
+BLOCK = (8, 128, 128)
 
 
 @dataclass
@@ -150,6 +152,26 @@ def workloads(device: torch.device, size: int, steps: int) -> list[Timed]:
         with single_precision(), patch.object(predict, "autocast", fit.autocast):
             fill(network)()
 
+    x = rng.standard_normal((2, 1, *BLOCK)).astype(np.float16)
+    kernels, strides = levels((1, 1, 1), BLOCK, 4)
+    volumes = VolumeNetwork(VolumeNetworkConfig(classes=CLASSES, kernels=kernels, strides=strides, tile=BLOCK))
+    volumes.to(device).eval()
+
+    def label_blocks(*, together: bool) -> Callable[[], None]:
+        def work() -> None:
+            with (
+                single_precision(),
+                patch.object(blocks, "autocast", fit.autocast),
+                patch.object(blocks, "_goes_in_pairs", lambda _: together),
+            ):
+                for part in (x,) if together else (x[:1], x[1:]):
+                    blocks.predict_blocks(volumes, part, device, stride=volumes.config.stride)
+
+        return work
+
+    with FlopCounterMode(display=False) as counter:
+        label_blocks(together=True)()
+    block_flop = counter.get_total_flops() / 2
     with FlopCounterMode(display=False) as counter:
         next(trainer.steps(pool, 1))
     step_flop = counter.get_total_flops()
@@ -158,6 +180,7 @@ def workloads(device: torch.device, size: int, steps: int) -> list[Timed]:
     slice_flop = counter.get_total_flops() / 4
     step = f"step of {config.batch} crops of {config.crop_px} px"
     plane = f"slice of {size} px"
+    block = f"block of {' x '.join(map(str, BLOCK))}"
     return [
         Timed("fit", step, train, steps, step_flop),
         Timed("fit, float32", step, train_single, steps, step_flop),
@@ -165,6 +188,8 @@ def workloads(device: torch.device, size: int, steps: int) -> list[Timed]:
         Timed("predict", plane, fill(network), 4, slice_flop),
         Timed("predict, float32", plane, fill_single, 4, slice_flop),
         Timed("predict, mirror images", plane, fill(mirrored), 4, 4 * slice_flop),
+        Timed("blocks, float32, in pairs", block, label_blocks(together=True), 2, block_flop),
+        Timed("blocks, float32, one at a time", block, label_blocks(together=False), 2, block_flop),
     ]
 
 
