@@ -78,7 +78,7 @@ _ALL = (
     ),
     Method(
         name=self_train.NAME,
-        title="Labels of a 2D network along three axes and of a 3D one, weighed up by a third; flow is heard, too",
+        title="Labels of a 2D network along three axes and of a 3D one, which learns on from all of them; flow is heard, too",
         known="The longest to run. Where we measured it, it was behind self-label.",
         config=self_train.SelfTrainConfig,
         propagate=self_train.propagate,
