@@ -78,7 +78,7 @@ _ALL = (
     ),
     Method(
         name=self_train.NAME,
-        title="Labels of a 2D network along three axes and of a 3D one, which learns on from all of them; flow is heard, too",
+        title="A 3D network learns on from its own labels and those of a 2D one along three axes; flow is heard, too",
         known="The longest to run. Where we measured it, it was behind self-label.",
         config=self_train.SelfTrainConfig,
         propagate=self_train.propagate,
