@@ -20,7 +20,7 @@ from napari_slicelabel.engine.evaluate import evaluate
 from napari_slicelabel.engine.events import Event, Finished, Metric, Progress
 from napari_slicelabel.engine.label_sets import LabelSets, averaged
 from napari_slicelabel.engine.losses import IGNORE
-from napari_slicelabel.engine.meta_model import MetaLoss, MetaNetwork, narrowed, nearest_set, widened
+from napari_slicelabel.engine.meta_model import MetaLoss, MetaNetwork, fitted, nearest_set
 from napari_slicelabel.engine.methods import self_train
 from napari_slicelabel.engine.methods.self_train import SelfTraining, plane_axes
 from napari_slicelabel.engine.run import run
@@ -171,7 +171,7 @@ def test_a_3d_network_goes_on_as_the_meta_model(architecture: Literal["dynunet",
         for weight in network.parameters():
             weight += 0.05 * torch.randn_like(weight)
     wide = VolumeNetwork(before.model_copy(update={"image_channels": 1 + 4}))
-    wide.load_state_dict(widened(network.state_dict(), wide, 4))
+    wide.load_state_dict(fitted(network.state_dict(), wide, 4))
     image, shape = torch.randn(2, 4, 16, 16, 16), torch.randn(2, 1, 16, 16, 16)
     mean = torch.randn(2, 3, 16, 16, 16).softmax(1)
     x = torch.cat([image, mean, torch.rand(2, 1, 16, 16, 16), shape], 1)
@@ -189,7 +189,7 @@ def test_a_3d_network_goes_on_as_the_meta_model(architecture: Literal["dynunet",
     with torch.no_grad():
         first -= 0.1 * first.grad
     x[:, 4:8] = 0
-    network.load_state_dict(narrowed(wide.state_dict(), network, 4))
+    network.load_state_dict(fitted(wide.state_dict(), network, 4))
     torch.testing.assert_close(network.eval()(torch.cat([image, shape], 1)), wide.eval()(x), atol=2e-4, rtol=1e-3)
 
 

@@ -23,7 +23,7 @@ class MetaNetwork(nn.Module):
     ----------
     network : DenseVoxNet or VolumeNetwork
         Y-shaped, from scratch (S5), its auxiliary classifier counts while it is trained; or one that was trained on
-        the annotation, see `widened`.
+        the annotation, see `fitted`.
     sets : slice
         Which channels of its input tell of the sets; the first of them hold their mean, one for each output.
     outputs : int
@@ -141,17 +141,17 @@ def nearest_set(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.stack(distances, 1).argmin(1)
 
 
-def widened(weights: Mapping[str, Tensor], network: nn.Module, first: int) -> dict[str, Tensor]:
-    """Return the weights of a trained network for one that is the same, but sees further channels.
+def fitted(weights: Mapping[str, Tensor], network: nn.Module, first: int) -> dict[str, Tensor]:
+    """Return the weights of a network for one that is the same, but sees more channels of the input, or fewer.
 
     Parameters
     ----------
     weights : mapping of str to Tensor
-        Of the trained network.
+        Of the network that is there.
     network : Module
         Where they are to go.
     first : int
-        Where in the input the further channels begin. They weigh nothing.
+        Where in the input the channels begin that come, and weigh nothing, or go, as if they were 0.
 
     Returns
     -------
@@ -162,34 +162,8 @@ def widened(weights: Mapping[str, Tensor], network: nn.Module, first: int) -> di
     for name, wanted in network.state_dict().items():
         have = weights[name]
         if have.shape != wanted.shape:
-            more = have.new_zeros(len(have), wanted.shape[1] - have.shape[1], *have.shape[2:])
-            have = torch.cat([have[:, :first], more, have[:, first:]], 1)
-        found[name] = have
-    return found
-
-
-def narrowed(weights: Mapping[str, Tensor], network: nn.Module, first: int) -> dict[str, Tensor]:
-    """Return the weights of a network for one that is the same, but does not see some channels; undoes `widened`.
-
-    Parameters
-    ----------
-    weights : mapping of str to Tensor
-        Of the network that sees more.
-    network : Module
-        Where they are to go.
-    first : int
-        Where in the input the channels begin that it does not see. It says what the other one says where these are 0.
-
-    Returns
-    -------
-    dict of str to Tensor
-        A state of `network`.
-    """
-    found = {}
-    for name, wanted in network.state_dict().items():
-        have = weights[name]
-        if have.shape != wanted.shape:
-            behind = first + have.shape[1] - wanted.shape[1]
-            have = torch.cat([have[:, :first], have[:, behind:]], 1)
+            more = wanted.shape[1] - have.shape[1]
+            coming = have.new_zeros(len(have), max(0, more), *have.shape[2:])
+            have = torch.cat([have[:, :first], coming, have[:, first + max(0, -more) :]], 1)
         found[name] = have
     return found

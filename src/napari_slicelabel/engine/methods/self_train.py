@@ -35,7 +35,7 @@ from napari_slicelabel.engine.fit import Trainer
 from napari_slicelabel.engine.flow_share import FlowShare, and_flow
 from napari_slicelabel.engine.label_sets import LabelSets, averaged
 from napari_slicelabel.engine.losses import IGNORE
-from napari_slicelabel.engine.meta_model import MetaLoss, MetaNetwork, narrowed, widened
+from napari_slicelabel.engine.meta_model import MetaLoss, MetaNetwork, fitted
 from napari_slicelabel.engine.networks import OUTPUT_STRIDE, NetworkConfig, SliceNetwork
 from napari_slicelabel.engine.planes import PlaneReader
 from napari_slicelabel.engine.predict import Band, predict_bands, with_smaller_tiles
@@ -581,7 +581,7 @@ class SelfTraining:
         batch = max(1, round(config.batch * share))
         meta = self._meta()
         if config.meta_model == "3d":
-            meta.network.load_state_dict(widened(tensors, meta.network, self._channels_of_image()))
+            meta.network.load_state_dict(fitted(tensors, meta.network, self._channels_of_image()))
         trainer: Trainer[MetaNetwork] = Trainer(meta, fit, batch, self.context.device, loss)
         pool = self._meta_pool()
         yield from self.learner.train(trainer, pool, config.random_iterations, self._named("meta-model, random sets"))
@@ -592,7 +592,7 @@ class SelfTraining:
         found.update(trainer.predictor.state_dict())
         if config.meta_model == "3d" and config.sets_dropout > 0 and not self.held_out:
             alone = VolumeNetwork(self.learner.network)
-            alone.load_state_dict(narrowed(trainer.predictor.network.state_dict(), alone, self._channels_of_image()))
+            alone.load_state_dict(fitted(trainer.predictor.network.state_dict(), alone, self._channels_of_image()))
             self.learner.save_model(alone, NAME)
 
     def _fill(self, tensors: Mapping[str, Tensor], filled: Iterable[Slot], *, last_stage: int) -> Iterator[Event]:
