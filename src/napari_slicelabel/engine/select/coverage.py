@@ -212,11 +212,16 @@ def _next(search: Gains, weight: "NDArray[np.float64]") -> int:
 
 
 def _highest(indices: "NDArray[np.intp]", bound: "NDArray[np.float64]", count: int) -> "NDArray[np.intp]":
-    """Return the `count` slices with the highest bounds, and all whose bounds are infinite."""
-    count = max(count, int(np.isinf(bound[indices]).sum()))
+    """Return the `count` slices with the highest bounds, the first of equal ones, and all whose bounds are infinite."""
+    among = bound[indices]
+    count = max(count, int(np.isinf(among).sum()))
     if len(indices) <= count:
         return indices
-    return indices[np.argpartition(-bound[indices], count)[:count]]
+    lowest = np.partition(among, -count)[-count]
+    chosen = among > lowest
+    chosen[np.flatnonzero(among == lowest)[: count - int(chosen.sum())]] = True
+    found: NDArray[np.intp] = indices[chosen]
+    return found
 
 
 def _cover(similarities: Similarities, index: int, best: "NDArray[np.float32]", owner: "NDArray[np.int64]") -> None:
