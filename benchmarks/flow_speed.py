@@ -5,6 +5,10 @@ before. The released code (pakheiyeung/Sli2Vol, not ours to copy) encodes both s
 slice once. Give its folder with ``--released``. Variants take turns in one process, so that ratios compare what ran
 under the same load. Below the table stands the answer to a correction: a stack of 100 slices with every tenth
 annotated, and one more slice.
+
+``--device cuda``: a slice of 512 x 512 on a GPU, with what the correlation moves through its memory at least (features,
+labels and what comes of them, once each) as a share of what a plain copy moves in the same time, and slices per second
+of a whole run.
 """
 
 from __future__ import annotations
@@ -14,12 +18,14 @@ import importlib.util
 import resource
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.document import write_section
 from napari_slicelabel.data.boxes import SliceRef
@@ -27,6 +33,7 @@ from napari_slicelabel.data.project import Project
 from napari_slicelabel.data.samples import synthetic_em
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.correspondence import CorrespondenceConfig, CorrespondenceNetwork, edge_profile
+from napari_slicelabel.engine.events import Progress
 from napari_slicelabel.engine.run import run
 
 if TYPE_CHECKING:
@@ -60,6 +67,55 @@ def our_step(**settings: Any) -> Callable[[], object]:
     return lambda: network.attend(network.features(other), before, labels).argmax(1)
 
 
+def on_gpu(size: int, turns: int) -> str:
+    """Return what features and correlation of a slice take on a GPU, as a Markdown table."""
+    device = torch.device("cuda")
+    block = torch.rand(2**28, device=device)
+    copy_rate = 2 * block.nbytes / gpu_seconds(block.clone, turns)
+    lines = [
+        f"{torch.cuda.get_device_name(device)}: a copy moves {copy_rate / 1e12:.2f} TB/s. Slices of {size} x {size},"
+        f" {CLASSES} classes, one slice that labels come from.",
+        "",
+        "| | features, ms | correlation, ms | least MB | of the copy rate | Gflop | Tflop/s | slices/s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    published = {"encoder": "resnet", "profile": "edges", "stride": 1}
+    for name, settings in (
+        ("sli2vol", published),
+        *((f"default at stride {stride}", {"stride": stride}) for stride in (1, 2, 4)),
+    ):
+        network = CorrespondenceNetwork(CorrespondenceConfig(**settings)).eval().to(device)  # type: ignore[arg-type]
+        images = torch.rand(2, 1, size, size, device=device)
+        # what is carried beside the classes: background, unknown, doubt, place, intensity
+        values = torch.rand(1, 1, CLASSES + 6, size, size, device=device)
+        with torch.inference_mode():
+            query, key = network.features(images).split(1)
+            encode = gpu_seconds(lambda network=network, images=images: network.features(images[:1]), turns)
+            attend = partial(network.attend, query, key[:, None], values)
+            with FlopCounterMode(display=False) as counter:
+                attend()
+            flop = counter.get_total_flops()
+            carry = gpu_seconds(attend, turns)
+        least = query.nbytes + key.nbytes + 2 * values.nbytes
+        lines.append(
+            f"| {name} | {1e3 * encode:.2f} | {1e3 * carry:.2f} | {least / 1e6:.0f} | {least / carry / copy_rate:.3f}"
+            f" | {flop / 1e9:.0f} | {flop / carry / 1e12:.1f} | {1 / (encode + carry):.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def gpu_seconds(work: Callable[[], object], turns: int) -> float:
+    """Return the seconds that something takes on the GPU, the median."""
+    found = []
+    for _ in range(3 + turns):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        found.append(time.perf_counter() - began)
+    return median(found[3:])
+
+
 def timed(steps: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
     """Return the seconds of every step, which take turns."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -83,8 +139,8 @@ def steps_table(seconds: dict[str, list[float]]) -> str:
     return "\n".join(lines)
 
 
-def corrected(depth: int, size: int) -> tuple[float, float]:
-    """Return the seconds of a first run, and of one after a slice was added."""
+def corrected(depth: int, size: int, device: str = "cpu") -> tuple[float, float, float]:
+    """Return the seconds of a first run, of what of it came after training, and of one after a slice was added."""
     sample = synthetic_em((depth, size, size), seed=0)
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "image.npy", sample.image)
@@ -94,14 +150,27 @@ def corrected(depth: int, size: int) -> tuple[float, float]:
         annotation = project.annotation("a")
         for index in range(5, depth, 10):
             annotation.write_slice(SliceRef("z", index), sample.labels[index], complete=True)
-        config = build_config("flow", {"device": "cpu"})
-        taken = []
+        config = build_config("flow", {"device": device})
+        taken, filling = [], []
         for _ in range(2):
-            began = time.perf_counter()
-            list(run(project, config))
+            began = filled = time.perf_counter()
+            for event in run(project, config):
+                if isinstance(event, Progress) and event.stage != "carry":
+                    filled = time.perf_counter()
             taken.append(time.perf_counter() - began)
+            filling.append(time.perf_counter() - filled)
             annotation.write_slice(SliceRef("z", depth // 2), sample.labels[depth // 2], complete=True)
-    return taken[0], taken[1]
+    return taken[0], filling[0], taken[1]
+
+
+def of_a_stack(depth: int, size: int, device: str) -> str:
+    """Return what a run takes, and the answer to a correction, in a sentence."""
+    first, filling, again = corrected(depth, size, device)
+    return (
+        f"A stack of {depth} x {size} x {size}, every tenth slice annotated: first run {first:.1f} s, of which"
+        f" {filling:.1f} s ({depth / filling:.0f} slices/s) after training and calibration; with one more slice"
+        f" annotated: {again:.2f} s."
+    )
 
 
 def main() -> None:
@@ -110,20 +179,29 @@ def main() -> None:
     parser.add_argument("--released", type=Path, help="a checkout of pakheiyeung/Sli2Vol")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--no-table", action="store_true", help="leave docs/benchmarks.md alone")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.device == "cuda":
+        parts = [on_gpu(512, 4 * arguments.turns), *(of_a_stack(100, size, "cuda") for size in (SIZE, SIZE, 512))]
+        show("\n\n".join(parts), "flow-speed cuda", arguments)
+        return
     steps = {"Sli2Vol, released code": released_step(arguments.released)} if arguments.released else {}
     steps["preset sli2vol"] = our_step(encoder="resnet", profile="edges", stride=1)
     for stride in (1, 2, 4):
         steps[f"preset default at stride {stride}"] = our_step(stride=stride)
     text = steps_table(timed(steps, arguments.turns))
-    first, again = corrected(100, SIZE)
+    text += f"\n\n{of_a_stack(100, SIZE, 'cpu')}"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    text += (
-        f"\n\nA stack of 100 x 256 x 256, every tenth slice annotated: first run {first:.1f} s; with one more slice"
-        f" annotated: {again:.1f} s. Peak of the whole {peak} MB."
-    )
-    write_section("flow-speed", text)
+    show(f"{text} Peak of the whole {peak} MB.", "flow-speed", arguments)
+
+
+def show(text: str, section: str, arguments: argparse.Namespace) -> None:
+    """Print a table, and put it into the document unless that is not wanted."""
+    print(text)
+    if not arguments.no_table:
+        write_section(section, text)
 
 
 if __name__ == "__main__":

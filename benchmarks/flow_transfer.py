@@ -43,7 +43,7 @@ def made(folder: Path, name: str, truths: dict[str, np.ndarray], seed: int) -> P
 
 def scores(project: Project, truths: dict[str, np.ndarray], settings: dict[str, object], seed: int) -> list[float]:
     """Run, and return the Dice of each volume without its annotated slice."""
-    config = build_config("flow", {**settings, "seed": seed, "device": "cpu"})
+    config = build_config("flow", {"device": "cpu", **settings, "seed": seed})
     run_id = next(event.run_id for event in run(project, config) if isinstance(event, Finished))
     found = []
     for case, truth in truths.items():

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+# ``cuda`` on a machine with a GPU; elsewhere, and in CI, everything here is for the CPU
+DEVICE = os.environ.get("SLICELABEL_TEST_DEVICE", "cpu")
+
 
 @dataclass(frozen=True)
 class Case:
@@ -47,7 +50,7 @@ class Case:
     resumes_exactly: bool = False  # whether a killed and resumed run gives the very labels of one that was left alone
 
     def config(self, **values: object) -> MethodConfig:
-        return build_config(self.method, {"device": "cpu", **self.settings, **values})
+        return build_config(self.method, {"device": DEVICE, **self.settings, **values})
 
     def __str__(self) -> str:
         return " ".join(str(word) for word in (self.method, self.settings.get("preset")) if word)
@@ -303,7 +306,7 @@ def runner() -> Iterator[Runner]:
 def test_killed_and_resumed(painted: Project, runner: Runner, case: Case) -> None:
     """SIGKILL at random: the project opens, nothing half-written counts, and a resume ends as if nothing had been."""
     order: dict[str, object] = {"project": str(painted.path), "method": case.method}
-    order["settings"] = {"device": "cpu", **case.settings}
+    order["settings"] = {"device": DEVICE, **case.settings}
     begin = time.monotonic()
     assert runner.run(**order) == 0
     whole_run = time.monotonic() - begin

@@ -35,8 +35,18 @@ def test_axes_are_halved_once_their_voxels_are_fine_enough() -> None:
     # 40, 8, 8 then 40, 16, 16 then 40, 32, 32: from there on like isotropic ones, as long as 4 planes are left
     assert strides == ((1, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2), (2, 2, 2))
     assert kernels == ((1, 3, 3), (1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3))
-    _, thin = levels((1, 1, 1), (8, 64, 64), 4)
-    assert [stride[0] for stride in thin] == [1, 2, 1, 1]
+
+
+def test_an_axis_that_is_used_up_does_not_stop_the_others() -> None:
+    """Crops are 8 slices deep by default: after one halving the slices are the finest for good."""
+    kernels, strides = levels((1, 1, 1), (8, 128, 128), 5)
+    assert strides == ((1, 1, 1), (2, 2, 2), (1, 2, 2), (1, 2, 2), (1, 2, 2))
+    assert set(kernels) == {(3, 3, 3)}
+    kernels, strides = levels((1, 1, 1), (8, 96, 72), 5)
+    assert [stride[2] for stride in strides] == [1, 2, 2, 2, 2]
+    assert set(kernels) == {(3, 3, 3)}
+    # never fine enough, but all that is left
+    assert levels((10, 1, 1), (4, 8, 8), 3)[0] == ((1, 3, 3), (3, 3, 3), (3, 3, 3))
 
 
 @pytest.mark.parametrize("architecture", ["dynunet", "unet", "densevoxnet"])

@@ -25,6 +25,8 @@ _DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
 _RADII = (1, 2, 3)
 # Features along the side of a tile of queries.
 _TILE = 8
+# Of the products of features on a GPU, in memory.
+_PRODUCTS_BYTES = 256 * 2**20
 # Added to the product of features where there is no slice. Not infinity: rows that lie wholly outside must not be nan.
 _NEVER = -1e4
 
@@ -131,7 +133,7 @@ class CorrespondenceNetwork(nn.Module):
         inside = keys.new_full((1,), 0.0 if self.config.is_published else _NEVER)
         ahead = functional.pad(query, grown).unfold(2, _TILE, _TILE).unfold(3, _TILE, _TILE)
         ahead = torch.cat([ahead, ahead.new_ones(b, 1, *ahead.shape[2:])], 1)
-        ahead = ahead.permute(2, 0, 3, 4, 5, 1).reshape(rows, b * columns, _TILE**2, d + 1)
+        ahead = ahead.permute(0, 2, 3, 4, 5, 1).flatten(3, 4)
         if not self.config.is_published:
             temperature = self.log_temperature.exp() * (1.0 if self.training else self.config.soften)
             scale = torch.cat([(1 / temperature).expand(d), inside.new_ones(1)])
@@ -143,12 +145,14 @@ class CorrespondenceNetwork(nn.Module):
         patches = functional.pad(patches, (radius,) * 4)
         bias = self._bias(keys.device).repeat(1, n)
         bands = []
-        for row in range(rows):
-            here = slice(row * _TILE, row * _TILE + _TILE + 2 * radius)
+        step = _rows_at_once(keys.device, bias.nbytes * b * columns)
+        for row in range(0, rows, step):
+            queries = ahead[:, row : row + step].flatten(0, 2)
+            here = slice(row * _TILE, min(row + step, rows) * _TILE + 2 * radius)
             key, value = (_blocks(planes[..., here, :], columns, radius) for planes in (around, patches))
-            shares = torch.baddbmm(bias.expand(len(key), -1, -1), ahead[row], key.transpose(1, 2)).softmax(-1)
-            bands.append((shares @ value).unflatten(0, (b, columns)).unflatten(2, (_TILE, _TILE)))
-        taken = torch.stack(bands, 1).permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)[..., :h, :w]
+            shares = torch.baddbmm(bias.expand(len(key), -1, -1), queries, key.transpose(1, 2)).softmax(-1)
+            bands.append((shares @ value).unflatten(0, (b, -1, columns)).unflatten(3, (_TILE, _TILE)))
+        taken = torch.cat(bands, 1).permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)[..., :h, :w]
         return functional.pixel_shuffle(taken, stride)
 
     def _bias(self, device: torch.device) -> Tensor:
@@ -165,12 +169,21 @@ class CorrespondenceNetwork(nn.Module):
         return bias.masked_fill(~near, -math.inf).flatten(2).flatten(0, 1)
 
 
+def _rows_at_once(device: torch.device, row_bytes: int) -> int:
+    """Return how many rows of tiles are compared together, where the products of one take so many bytes.
+
+    A GPU waits for the next launch where there is little to do in one; a CPU keeps the products of a row in its cache.
+    """
+    return max(1, _PRODUCTS_BYTES // row_bytes) if device.type == "cuda" else 1
+
+
 def _blocks(band: Tensor, columns: int, radius: int) -> Tensor:
-    """Return the places around each tile of a row, (b * columns, n * places, c), from planes (b, n, c, y, x)."""
+    """Return the places around each tile of some rows, (b * tiles, n * places, c), from planes (b, n, c, y, x)."""
     size = _TILE + 2 * radius
-    more = (columns * _TILE + 2 * radius - band.shape[-1], size - band.shape[-2])
-    cut = functional.pad(band, (0, more[0], 0, more[1])).unfold(4, size, _TILE)
-    return cut.permute(0, 4, 1, 3, 5, 2).flatten(2, 4).flatten(0, 1)
+    rows = -(-(band.shape[-2] - 2 * radius) // _TILE)
+    more = (columns * _TILE + 2 * radius - band.shape[-1], rows * _TILE + 2 * radius - band.shape[-2])
+    cut = functional.pad(band, (0, more[0], 0, more[1])).unfold(3, size, _TILE).unfold(4, size, _TILE)
+    return cut.permute(0, 3, 4, 1, 5, 6, 2).flatten(3, 5).flatten(0, 2)
 
 
 def edge_profile(images: Tensor, radius: int = 3) -> Tensor:

@@ -84,23 +84,30 @@ def levels(spacing: Sequence[float], size: Sequence[int], count: int) -> tuple[t
     -------
     tuple of (tuple of triples, tuple of triples)
         An axis is convolved along once its voxels are less than `COARSE` times as long as the finest ones, halved under
-        the same condition, and as long as 4 features are left along it.
+        the same condition, and as long as 4 features are left along it. An axis that cannot be halved any more stays
+        fine, and the others do not wait for it; where none can be, all are convolved along.
 
     Examples
     --------
     >>> levels((40, 10, 10), (16, 64, 64), 4)[1]
     ((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2))
+    >>> levels((10, 10, 10), (8, 64, 64), 4)[1]
+    ((1, 1, 1), (2, 2, 2), (1, 2, 2), (1, 2, 2))
     """
     now, left = list(spacing), list(size)
     kernels, strides = [], []
+
+    def fine() -> list[bool]:
+        finest = min((length for length, n in zip(now, left, strict=True) if n >= 2 * _LEAST_FEATURES), default=max(now))
+        return [length / finest < COARSE for length in now]
+
     for level in range(count):
-        fine = [length / min(now) < COARSE for length in now]
         strides.append(
-            tuple(2 if level and ok and n >= 2 * _LEAST_FEATURES else 1 for ok, n in zip(fine, left, strict=True))
+            tuple(2 if level and ok and n >= 2 * _LEAST_FEATURES else 1 for ok, n in zip(fine(), left, strict=True))
         )
         now = [length * stride for length, stride in zip(now, strides[-1], strict=True)]
         left = [n // stride for n, stride in zip(left, strides[-1], strict=True)]
-        kernels.append(tuple(3 if length / min(now) < COARSE else 1 for length in now))
+        kernels.append(tuple(3 if ok else 1 for ok in fine()))
     return tuple(kernels), tuple(strides)  # type: ignore[arg-type]
 
 
