@@ -98,7 +98,8 @@ def levels(spacing: Sequence[float], size: Sequence[int], count: int) -> tuple[t
     kernels, strides = [], []
 
     def fine() -> list[bool]:
-        finest = min((length for length, n in zip(now, left, strict=True) if n >= 2 * _LEAST_FEATURES), default=max(now))
+        able = [length for length, n in zip(now, left, strict=True) if n >= 2 * _LEAST_FEATURES]
+        finest = min(able, default=max(now))
         return [length / finest < COARSE for length in now]
 
     for level in range(count):
