@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from napari_slicelabel.engine.devices import on_device
+
 # Distance between the nodes of the elastic field, in pixels.
 _ELASTIC_STEP = 24
 
@@ -117,7 +119,7 @@ def vary_intensity(images: Tensor, augmentation: Augmentation, rng: np.random.Ge
 
     def drawn(low: float, high: float, share: float, neutral: float) -> Tensor:
         values = np.where(rng.random(count) < share, rng.uniform(low, high, count), neutral)
-        return torch.from_numpy(values.astype(np.float32)).to(images.device)[:, None, None, None]
+        return on_device(torch.from_numpy(values.astype(np.float32)), images.device)[:, None, None, None]
 
     strength = augmentation.intensity
     gain = drawn(1 - 0.25 * strength, 1 + 0.3 * strength, 0.5, 1.0)

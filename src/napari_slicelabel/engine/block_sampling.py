@@ -12,8 +12,10 @@ from torch.nn import functional
 
 from napari_slicelabel.data.boxes import Box
 from napari_slicelabel.engine.augment import Augmentation, random_grids, vary_intensity
+from napari_slicelabel.engine.devices import on_device
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.sampling import Batch
+from napari_slicelabel.engine.shapes import between
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -162,12 +164,17 @@ class BlockPool:
         rng, config = self._rng, self.config
         depth, height, width = config.crop
         crops = [self._cut() for _ in range(count)]
-        x = torch.stack([torch.from_numpy(image) for image, _, _ in crops]).to(self._device).float()
+
+        def stacked(arrays: "Sequence[NDArray[np.generic]]") -> Tensor:
+            return on_device(torch.stack([torch.from_numpy(array) for array in arrays]), self._device)
+
+        x = stacked([image for image, _, _ in crops]).float()
         # uint8 wraps round: 255, unknown, becomes 0, which is what grid_sample gives outside the window
-        shifted = torch.stack([torch.from_numpy(targets + np.uint8(1)) for _, targets, _ in crops]).to(self._device)
-        human = torch.stack([torch.from_numpy(human) for _, _, human in crops]).to(self._device)
+        shifted = stacked([targets + np.uint8(1) for _, targets, _ in crops])
+        human = stacked([human for _, _, human in crops])
         centres = np.full((count, 2), [float(size // 2) for size in self._window[1:]])
-        grids = random_grids(config.augmentation, (height, width), self._window[1:], centres, rng).to(self._device)
+        grids = random_grids(config.augmentation, (height, width), self._window[1:], centres, rng)
+        grids = on_device(grids, self._device)
 
         def warped(values: Tensor, mode: str, padding: str) -> Tensor:
             # the same in every plane: planes are channels of one 2D interpolation
@@ -230,7 +237,7 @@ class BlockPool:
         shape = self._shapes.read(volume, box)
         if index in anchors:
             other = self._shapes.read(volume, box, {index})
-            shape = shape + np.float16(rng.uniform(*config.shape_mix)) * (other - shape)
+            shape = between(shape, other, rng.uniform(*config.shape_mix))
             anchors.remove(index)
         return shape, anchors
 

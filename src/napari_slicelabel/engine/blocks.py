@@ -17,6 +17,7 @@ from napari_slicelabel.engine.fit import autocast, memory_format, working_dtype
 from napari_slicelabel.engine.planes import normalised
 from napari_slicelabel.engine.predict import Band, Tiling
 from napari_slicelabel.engine.scratch import Scratch
+from napari_slicelabel.engine.shapes import between
 from napari_slicelabel.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -156,8 +157,7 @@ class ShapeBlocks:
             if lower == upper:
                 found[:, number] = at(lower)
             else:
-                share = np.float16((index - lower) / (upper - lower))
-                found[:, number] = at(lower) + share * (at(upper) - at(lower))
+                found[:, number] = between(at(lower), at(upper), (index - lower) / (upper - lower))
         return found
 
     def _ends(self, index: int, without: Collection[int]) -> tuple[int, int] | None:

@@ -1,9 +1,14 @@
-"""What a chain of correspondences brings from an annotated slice to others, and how two chains are weighed."""
+"""What a chain of correspondences brings from an annotated slice to others, and how two chains are weighed.
+
+All of it is tensors, which stay on the device that compares slices.
+"""
 
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 from scipy.ndimage import binary_closing, binary_dilation, binary_fill_holes
+from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,65 +31,63 @@ class Carried(NamedTuple):
 
     Attributes
     ----------
-    labels : ndarray of shape (channels + 1, h, w), float32
+    labels : Tensor of shape (channels + 1, h, w), float32
         Probabilities of the channels, and of what the annotation left unknown.
-    doubt : ndarray of shape (h, w), float32
+    doubt : Tensor of shape (h, w), float32
         0 to 1: how far no slice on the way explains the intensities.
-    origin : ndarray of shape (2, h, w), float32
+    origin : Tensor of shape (2, h, w), float32
         Row and column in the annotated slice that a pixel comes from.
     """
 
-    labels: "NDArray[np.float32]"
-    doubt: "NDArray[np.float32]"
-    origin: "NDArray[np.float32]"
+    labels: Tensor
+    doubt: Tensor
+    origin: Tensor
 
     @classmethod
-    def start(cls, labels: "NDArray[np.float32]") -> "Carried":
+    def start(cls, labels: Tensor) -> "Carried":
         """Return what an annotated slice brings to itself."""
         shape = labels.shape[1:]
-        return cls(labels, np.zeros(shape, np.float32), places(*shape))
+        return cls(labels, labels.new_zeros(shape), places(*shape, device=labels.device))
 
-    def planes(self) -> "NDArray[np.float32]":
+    def planes(self) -> Tensor:
         """Return all of it above one another, (channels + 4, h, w)."""
-        return np.concatenate([self.labels, self.doubt[None], self.origin])
+        return torch.cat([self.labels, self.doubt[None], self.origin])
 
     def packed(self) -> "NDArray[np.uint8]":
-        """Return it in a byte per value: origins to half a pixel, up to 63 pixels away."""
-        moved = self.origin - places(*self.doubt.shape)
-        shares = np.concatenate([self.labels, self.doubt[None]])
-        steps = np.clip(moved * _STEPS_PER_PX + _MIDDLE, 0, 255)
-        packed: NDArray[np.uint8] = np.rint(np.concatenate([shares * 255, steps])).astype(np.uint8)
+        """Return it in a byte per value, in memory: origins to half a pixel, up to 63 pixels away."""
+        moved = self.origin - places(*self.doubt.shape, device=self.doubt.device)
+        shares = torch.cat([self.labels, self.doubt[None]])
+        steps = (moved * _STEPS_PER_PX + _MIDDLE).clamp(0, 255)
+        packed: NDArray[np.uint8] = torch.cat([shares * 255, steps]).round().to(torch.uint8).cpu().numpy()
         return packed
 
     @classmethod
-    def unpacked(cls, packed: "NDArray[np.uint8]") -> "Carried":
-        """Return what was packed."""
-        planes = packed.astype(np.float32)
-        shares = planes[:-2] / np.float32(255)
-        moved = (planes[-2:] - np.float32(_MIDDLE)) / np.float32(_STEPS_PER_PX)
-        return cls(shares[:-1], shares[-1], moved + places(*packed.shape[1:]))
+    def unpacked(cls, packed: "NDArray[np.uint8]", device: torch.device) -> "Carried":
+        """Return what was packed, on a device."""
+        planes = torch.from_numpy(packed).to(device).float()
+        shares = planes[:-2] / 255
+        moved = (planes[-2:] - _MIDDLE) / _STEPS_PER_PX
+        return cls(shares[:-1], shares[-1], moved + places(*packed.shape[1:], device=device))
 
-    def explained(self) -> "NDArray[np.float32]":
+    def explained(self) -> Tensor:
         """Return class probabilities (channels, h, w): the less a pixel is explained, the more they are alike."""
         known = without_unknown(self.labels)
-        alike = np.float32(1 / len(known))
-        doubted: NDArray[np.float32] = known + np.float32(_MOST_DOUBT) * self.doubt * (alike - known)
-        return doubted
+        return known + _MOST_DOUBT * self.doubt * (1 / len(known) - known)
 
 
-def places(h: int, w: int) -> "NDArray[np.float32]":
-    """Return row and column of every pixel, (2, h, w)."""
-    return np.indices((h, w), np.float32)
+def places(h: int, w: int, *, device: torch.device | None = None) -> Tensor:
+    """Return row and column of every pixel, (2, h, w), float32."""
+    axes = (torch.arange(size, dtype=torch.float32, device=device) for size in (h, w))
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
-def without_unknown(labels: "NDArray[np.float32]") -> "NDArray[np.float32]":
+def without_unknown(labels: Tensor) -> Tensor:
     """Return probabilities of the channels that sum to 1; all alike where nothing at all is known."""
-    known = np.maximum(labels[:-1], 0) + np.float32(_LEAST_SHARE)
-    shared: NDArray[np.float32] = known / known.sum(0, keepdims=True)
-    return shared
+    known = labels[:-1].clamp(min=0) + _LEAST_SHARE
+    return known / known.sum(0, keepdim=True)
 
 
-def trust(chain: Carried, other: Carried, back: "NDArray[np.float32]") -> "NDArray[np.float32]":
+def trust(chain: Carried, other: Carried, back: Tensor) -> Tensor:
     """Return how far to believe a chain at each pixel of a slice: forward-backward consistency.
 
     Parameters
@@ -93,46 +96,43 @@ def trust(chain: Carried, other: Carried, back: "NDArray[np.float32]") -> "NDArr
         What it brings to the slice.
     other : Carried
         What the chain from the other end of the gap brings to it.
-    back : ndarray of shape (2, h, w), float32
+    back : Tensor of shape (2, h, w), float32
         Origins of the other chain in the annotated slice where this chain begins.
 
     Returns
     -------
-    ndarray of shape (h, w), float32
+    Tensor of shape (h, w), float32
         Above 0, up to 1. A pixel that is followed to where this chain begins, and from there along the other chain,
         should come out where the other chain itself says that it comes from: in between lies this chain's way, there
         and back. What is in doubt is trusted less.
     """
     h, w = chain.doubt.shape
-    rows, columns = (
-        np.clip(np.rint(axis), 0, size - 1).astype(np.intp) for axis, size in zip(chain.origin, (h, w), strict=True)
-    )
-    error = np.square(other.origin - back[:, rows, columns]).sum(0)
-    trusted: NDArray[np.float32] = (1 - np.float32(KEPT_DOUBT) * chain.doubt) / (1 + error / _USUAL_ERROR_PX**2)
-    return trusted
+    rows, columns = (axis.round().clamp(0, size - 1).long() for axis, size in zip(chain.origin, (h, w), strict=True))
+    error = (other.origin - back[:, rows, columns]).square().sum(0)
+    return (1 - KEPT_DOUBT * chain.doubt) / (1 + error / _USUAL_ERROR_PX**2)
 
 
-def mixed(below: Carried, above: Carried, ends: "Sequence[NDArray[np.float32]]", share: float) -> "NDArray[np.float32]":
+def mixed(below: Carried, above: Carried, ends: "Sequence[Tensor]", share: float) -> Tensor:
     """Return class probabilities of a slice in a gap from what two chains bring to it.
 
     Parameters
     ----------
     below, above : Carried
         What comes from the annotated slice below, and from that above.
-    ends : sequence of two ndarray of shape (2, h, w), float32
+    ends : sequence of two Tensor of shape (2, h, w), float32
         Origins of the chain from below in the annotated slice above, and the reverse.
     share : float
         Weight of the chain from above where both are trusted alike, between 0 and 1.
 
     Returns
     -------
-    ndarray of shape (channels, h, w), float32
+    Tensor of shape (channels, h, w), float32
         Each chain weighs as much as it is to be trusted at a pixel, see `trust`.
     """
-    from_below = np.float32(1 - share) * trust(below, above, ends[1])
-    from_above = np.float32(share) * trust(above, below, ends[0])
+    from_below = (1 - share) * trust(below, above, ends[1])
+    from_above = share * trust(above, below, ends[0])
     weight = from_above / (from_below + from_above)
-    labels, doubt = (one + weight * (other - one) for one, other in zip(below[:2], above[:2], strict=True))
+    labels, doubt = (torch.lerp(one, other, weight) for one, other in zip(below[:2], above[:2], strict=True))
     return Carried(labels, doubt, below.origin).explained()
 
 

@@ -1,6 +1,7 @@
 """Where networks run."""
 
 import torch
+from torch import Tensor
 
 from napari_slicelabel.errors import DeviceError
 
@@ -17,3 +18,13 @@ def resolve_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise DeviceError("device=cuda: torch sees no GPU here; use device=auto or device=cpu")
     return torch.device("cuda" if name != "cpu" and available else "cpu")
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device, without waiting for what a GPU has been asked to do before.
+
+    A plain copy from memory that may be paged out waits: then the CPU prepares a batch only once the last is learned.
+    """
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

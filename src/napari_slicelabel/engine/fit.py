@@ -1,5 +1,6 @@
 """Training a network on crops: one step at a time, so that the caller decides when to look up."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -8,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from napari_slicelabel.engine.losses import masked_losses
 from napari_slicelabel.engine.sampling import Batch
@@ -137,7 +137,7 @@ class Trainer(Generic[NetworkT]):
         self._shared: nn.Module = self.network
         self._backward: Callable[[Tensor], object] = Tensor.backward
         self._alone = True
-        self._mean = AveragedModel(self.network, multi_avg_fn=_ramped_mean(config.ema), use_buffers=False)
+        self._mean = _RunningMean(self.network, config.ema)
         self._optimizer = torch.optim.AdamW(
             self.network.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
         )
@@ -195,8 +195,8 @@ class Trainer(Generic[NetworkT]):
         nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP_NORM)
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        self._mean.update(self.network, self.step_number)
         self.step_number += 1
-        self._mean.update_parameters(self.network)
         return loss.detach()
 
     def _masked_losses(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -271,13 +271,24 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _ramped_mean(decay: float):  # type: ignore[no-untyped-def]
-    """Return an update that forgets the random start: after t steps the decay is at most t / (9 + t)."""
+class _RunningMean(nn.Module):
+    """A network whose weights are a running mean of another one's; its buffers are the other's.
+
+    torch's AveragedModel does the same, but asks the device for its count, and so waits for a GPU at every step.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(network)
+        self._decay = decay
 
     @torch.no_grad()
-    def update(means: list[Tensor], values: list[Tensor], count: Tensor) -> None:
-        seen = float(count) + 1
-        now = min(decay, seen / (9 + seen))
-        torch._foreach_lerp_(means, values, 1 - now)
-
-    return update
+    def update(self, network: nn.Module, seen: int) -> None:
+        """Take in another network's weights, after `seen` others: the decay is at most t / (9 + t) after t of them."""
+        means: list[Tensor] = [*self.module.parameters()]
+        values: list[Tensor] = [*network.parameters()]
+        # the random start is forgotten
+        share = 1.0 if seen == 0 else 1 - min(self._decay, (seen + 1) / (10 + seen))
+        torch._foreach_lerp_(means, values, share)
+        for mean, value in zip(self.module.buffers(), network.buffers(), strict=True):
+            mean.copy_(value)

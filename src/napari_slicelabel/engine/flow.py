@@ -43,6 +43,7 @@ from napari_slicelabel.engine.correspondence import (
     padded_to,
     reconstruction_loss,
 )
+from napari_slicelabel.engine.devices import on_device
 from napari_slicelabel.engine.earlier import EarlierRun
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
 from napari_slicelabel.engine.flow_config import FlowConfig
@@ -55,7 +56,7 @@ from napari_slicelabel.engine.guided import (
     image_weights,
     without_some_guides,
 )
-from napari_slicelabel.engine.interpolation import LABEL_RADIUS_PX, blend, class_distances
+from napari_slicelabel.engine.interpolation import LABEL_RADIUS_PX, class_distances
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.networks import NetworkConfig
 from napari_slicelabel.engine.pieces import Piece
@@ -491,7 +492,7 @@ class Flow:
     def _fill(self, done: frozenset[Slot]) -> Iterator[Event]:
         for slot in self._known.human_slots():
             if slot not in done:
-                yield self._write(slot, without_unknown(self._with_unknown(slot)))
+                yield self._write(slot, without_unknown(self._with_unknown(slot)).cpu().numpy())
                 if self.context.stop():
                     return
         for gap in self.gaps_to_fill(done):
@@ -644,7 +645,7 @@ class Flow:
         if guides.shape[2]:
             seen = without_some_guides(torch.cat([seen, guides], 2), channels, config.guide_dropout, rng)
         device = self.context.device
-        return slices.to(device), seen.to(device)
+        return on_device(slices, device), on_device(seen, device)
 
     def _places(self, length: int, count: int) -> list[int]:
         """Return places in a run of slices, one behind the other in either direction, as far apart as in training."""
@@ -665,7 +666,7 @@ class Flow:
             start, indices = (upper, reversed(gap.slices)) if lower is None else (lower, iter(gap.slices))
             assert start is not None
             for index, carried in self._chain(gap.volume, start, indices):
-                yield index, carried.explained()
+                yield index, carried.explained().cpu().numpy()
         elif self.config.sides == "nearest":
             middle = (lower + upper) / 2
             for end, near in (
@@ -673,7 +674,7 @@ class Flow:
                 (upper, [index for index in reversed(gap.slices) if index > middle]),
             ):
                 for index, carried in self._chain(gap.volume, end, iter(near)):
-                    yield index, carried.explained()
+                    yield index, carried.explained().cpu().numpy()
         else:
             yield from self._from_both(gap, lower, upper)
 
@@ -684,7 +685,7 @@ class Flow:
             (upper, lower, [*reversed(gap.slices), lower]),
         )
         count, planes = len(gap.slices), 5 + self._classes
-        arrived: list[NDArray[np.float32]] = []
+        arrived: list[Tensor] = []
         lost: list[float] = []
         with ExitStack() as stack:
             # one gap's labels from either side: on disk where it is long
@@ -701,20 +702,25 @@ class Flow:
                         scratch.write(index - gap.slices.start, carried.packed())
                     yield index, None
             ends = (Slot(gap.volume, lower), Slot(gap.volume, upper))
-            shapes = (self._distances(ends[0]), self._distances(ends[1])) if self.config.shapes else None
+            shapes = [self._distances(end) for end in ends] if self.config.shapes else None
             for slot in self.context.in_view_first(Slot(gap.volume, index) for index in gap.slices):
-                below, above = (Carried.unpacked(scratch.read(slot.index - gap.slices.start)) for scratch in kept)
+                below, above = (
+                    Carried.unpacked(scratch.read(slot.index - gap.slices.start), self.context.device)
+                    for scratch in kept
+                )
                 way = (slot.index - lower) / (upper - lower)
                 found = mixed(below, above, arrived, share_of_upper(way, lost[0], lost[1]))
                 if shapes is not None:
-                    found = self._with_shapes(found, blend(shapes[0], shapes[1], way))
-                yield slot.index, found
+                    # a logit per pixel from the border
+                    interpolated = torch.lerp(shapes[0], shapes[1], way).softmax(0)
+                    found = torch.lerp(found, interpolated, self.config.shapes)
+                yield slot.index, found.cpu().numpy()
 
     def _lost(self, carried: Carried, end: Slot) -> float:
         """Return how far what a chain carried to an annotated slice is from it: 1 less the mean Dice."""
         target = self._known.human(end)
         known = target != IGNORE
-        dice = true_dice(carried.explained().argmax(0)[known], target[known])
+        dice = true_dice(carried.explained().argmax(0).cpu().numpy()[known], target[known])
         return _LEAST_LOSS if dice is None else max(1 - dice, _LEAST_LOSS)
 
     def _chain(self, volume: str, start: int, indices: Iterator[int]) -> Iterator[tuple[int, Carried]]:
@@ -727,7 +733,7 @@ class Flow:
         first = self._remembered(self._encoded(anchor, before), last, before)
         recent: deque[tuple[Tensor, Tensor]] = deque([first], maxlen=max(1, self.config.references))
         permanent = [first] if self.config.anchor == "on" or not self.config.references else []
-        mask, skipped = painted[:-1].argmax(0), 0
+        mask, skipped = painted[:-1].argmax(0).cpu().numpy(), 0
         for index in indices:
             slot = Slot(volume, index)
             plane = self._plane(slot)
@@ -739,17 +745,17 @@ class Flow:
                 carried = self.network.attend(query[None], keys, values)[0, :, :h, :w]
                 strange = self._unexplained(carried[count + 3 :], plane)
                 # what is carried from a place that nothing explained is not explained either
-                doubt = torch.maximum(strange, KEPT_DOUBT * carried[count]).cpu().numpy()
+                doubt = torch.maximum(strange, KEPT_DOUBT * carried[count])
+                found = self._decided(carried[:count])
             if self.config.damaged == "skip" and float(strange.mean()) > _DAMAGED and skipped < _MOST_SKIPPED:
                 skipped += 1
-                yield index, last._replace(doubt=np.ones((h, w), np.float32))
+                yield index, last._replace(doubt=torch.ones_like(last.doubt))
                 continue
             skipped = 0
-            found = self._decided(carried[:count].cpu().numpy())
             if self.config.verify == "on":
                 found, mask = self._verified(found, plane, before, mask)
                 before = plane
-            last = Carried(found, doubt, carried[count + 1 : count + 3].cpu().numpy())
+            last = Carried(found, doubt, carried[count + 1 : count + 3])
             recent.append(self._remembered(query, last, plane))
             yield index, last
 
@@ -765,7 +771,7 @@ class Flow:
 
     def _remembered(self, features: Tensor, carried: Carried, plane: Tensor) -> tuple[Tensor, Tensor]:
         """Return features, and what is carried above intensities, of a slice that others take them from."""
-        both = torch.cat([torch.from_numpy(carried.planes()), plane]).to(self.context.device)
+        both = torch.cat([carried.planes(), plane.to(self.context.device)])
         return features, padded_to(both, self.network.config.stride)
 
     def _unexplained(self, carried: Tensor, plane: Tensor) -> Tensor:
@@ -774,31 +780,23 @@ class Flow:
         error = functional.avg_pool2d(error[None], 5, 1, 2, count_include_pad=False)[0, 0]
         return ((error / self._residual - _USUAL) / (_STRANGE - _USUAL)).clamp(0, 1)
 
-    def _decided(self, carried: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    def _decided(self, carried: Tensor) -> Tensor:
         """Return probabilities that sum to 1, sharpened a little or down to decisions."""
         if self.config.masks == "hard":
-            decided: NDArray[np.float32] = np.where(
-                np.arange(len(carried))[:, None, None] == carried.argmax(0), np.float32(1), np.float32(0)
-            )
-            return decided
-        sharp = np.maximum(carried, 0) ** (1 / self.config.sharpen)
-        shared: NDArray[np.float32] = (sharp / np.maximum(sharp.sum(0, keepdims=True), 1e-6)).astype(np.float32)
-        return shared
+            return _one_hot(carried.argmax(0), len(carried))
+        sharp = carried.clamp(min=0) ** (1 / self.config.sharpen)
+        return sharp / sharp.sum(0, keepdim=True).clamp(min=1e-6)
 
     def _verified(
-        self, found: "NDArray[np.float32]", plane: Tensor, before: Tensor, mask: "NDArray[np.integer]"
-    ) -> tuple["NDArray[np.float32]", "NDArray[np.integer]"]:
+        self, found: Tensor, plane: Tensor, before: Tensor, mask: "NDArray[np.integer]"
+    ) -> tuple[Tensor, "NDArray[np.integer]"]:
         """Return labels checked by intensity against the slice before, and the mask of the next check."""
-        checked = verified(found.argmax(0), mask, plane.numpy(), before.numpy(), self._classes)
-        return (np.arange(len(found))[:, None, None] == checked).astype(np.float32), checked
+        decided = found.argmax(0).cpu().numpy()
+        checked = verified(decided, mask, plane.numpy(), before.numpy(), self._classes)
+        return _one_hot(torch.from_numpy(checked).to(found.device), len(found)), checked
 
-    def _with_shapes(self, mixed: "NDArray[np.float32]", distances: "NDArray[np.float32]") -> "NDArray[np.float32]":
-        # a logit per pixel from the border
-        powered = np.exp(distances - distances.max(0, keepdims=True))
-        shared: NDArray[np.float32] = mixed + self.config.shapes * (powered / powered.sum(0, keepdims=True) - mixed)
-        return shared
-
-    def _distances(self, slot: Slot) -> "NDArray[np.float32]":
+    def _distances(self, slot: Slot) -> Tensor:
+        """Return signed distances of the channels in an annotated slice (channels, h, w), in pixels."""
         spacing = dict(zip(AXES, self.context.volume(slot.volume).voxel_size, strict=True))
         del spacing[self.context.axis]
         height, width = spacing.values()
@@ -806,8 +804,7 @@ class Flow:
         target = self._known.human(slot)
         labels = np.where(target == IGNORE, np.uint8(0), target)
         found = class_distances(labels, range(1, 1 + self._classes), (height, width), radius=LABEL_RADIUS_PX * pixel)
-        shared: NDArray[np.float32] = found / np.float32(pixel)
-        return shared
+        return torch.from_numpy(found / np.float32(pixel)).to(self.context.device)
 
     # -- held-out slices ----------------------------------------------------------------------------------------------
 
@@ -893,12 +890,16 @@ class Flow:
                     found.append(float((made - there.to(made)).abs().mean()))
         return max(float(np.median(found)) if found else 0.0, _LEAST_RESIDUAL)
 
-    def _with_unknown(self, slot: Slot) -> "NDArray[np.float32]":
+    def _with_unknown(self, slot: Slot) -> Tensor:
         """Return what a human painted in a slice, one plane per channel and a last one for what is not known."""
         target = self._known.human(slot)
         channels = np.where(target == IGNORE, np.uint8(1 + self._classes), target)
-        planes: NDArray[np.float32] = (np.arange(2 + self._classes)[:, None, None] == channels).astype(np.float32)
-        return planes
+        return _one_hot(torch.from_numpy(channels).to(self.context.device), 2 + self._classes)
+
+
+def _one_hot(channels: Tensor, count: int) -> Tensor:
+    """Return a plane for each of `count` channels, (count, h, w), 1 where it is that of a pixel and 0 elsewhere."""
+    return (torch.arange(count, device=channels.device)[:, None, None] == channels).float()
 
 
 def _same(gap: Gap, before: Mapping[str, str], painted: Mapping[str, str]) -> bool:

@@ -1,6 +1,8 @@
 """Several labellings of the same volumes side by side on disk, for the time of a run, and their mean."""
 
+import math
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,10 +17,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from napari_slicelabel.data.volume import Volume
     from napari_slicelabel.engine.confidence import Labelled
     from napari_slicelabel.engine.context import RunContext
 
 _COMPLETE = "complete"
+# Planes go to the disk, and come from it, so many at a time: a plane that lies across a set is in all of its chunks.
+_MOST_PLANES, _SLAB_BYTES = 16, 64 * 2**20
 
 
 class LabelSets:
@@ -32,12 +37,15 @@ class LabelSets:
     Notes
     -----
     A set that has the name of an axis was labelled plane by plane along it, any other one along the axis of the run.
+    The last planes that were written are in memory until others follow, the set is finished, or something is read.
     """
 
     def __init__(self, context: "RunContext") -> None:
         self._context = context
         self._folder = context.folder / "sets"
-        self._stores: dict[tuple[str, str, str], SliceStore] = {}
+        self._slabs: dict[tuple[str, str, str], _Slabs] = {}
+        # what was read last, of labels and of confidence
+        self._last: dict[str, tuple[tuple[tuple[str, ...], str, range], NDArray[np.uint8]]] = {}
 
     def write(self, which: str, volume: str, index: int, labelled: "Labelled") -> None:
         """Put a plane into a set.
@@ -47,8 +55,10 @@ class LabelSets:
         StorageError
             Disk full, no permission.
         """
-        self._store("labels", which, volume).write(index, labelled.channels)
-        self._store("confidence", which, volume).write(index, np.rint(labelled.confidence * 255).astype(np.uint8))
+        self._last.clear()
+        sure = np.rint(labelled.confidence * 255).astype(np.uint8)
+        for kind, values in (("labels", labelled.channels), ("confidence", sure)):
+            self._slabs_of(kind, which, volume).write(index, values)
 
     def labels(self, which: "Sequence[str]", volume: str, box: Box) -> "NDArray[np.uint8]":
         """Return the channel numbers of some sets in a box (d, h, w), the axis of the run first: (sets, d, h, w)."""
@@ -60,6 +70,7 @@ class LabelSets:
 
     def finish(self, which: str, made_from: str) -> None:
         """Note on the disk that all of a set is written, and from what: any text."""
+        self._flush()
         path = self._folder / which / _COMPLETE
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,25 +83,82 @@ class LabelSets:
 
     def remove(self) -> None:
         """Remove all sets from the disk."""
-        self._stores.clear()
+        self._slabs.clear()
+        self._last.clear()
         # what is removed in part is not complete
         for note in self._folder.glob(f"*/{_COMPLETE}"):
             note.unlink()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _read(self, kind: str, which: "Sequence[str]", volume: str, box: Box) -> "NDArray[np.uint8]":
+        if box.shape[0] > 1:
+            return self._from_disk(kind, which, volume, box)
+        depth, *plane = self._shape(volume)
+        index, count = box.start[0], _planes_at_once(len(which) * math.prod(plane))
+        if count == 1:
+            return self._from_disk(kind, which, volume, box)
+        first = index // count * count
+        key = (tuple(which), volume, range(first, min(first + count, depth)))
+        if kind not in self._last or self._last[kind][0] != key:
+            slab = Box((first, 0, 0), (key[2].stop, *plane))
+            self._last[kind] = (key, self._from_disk(kind, which, volume, slab))
+        return self._last[kind][1][:, index - first : index - first + 1, *box.slices[1:]]
+
+    def _from_disk(self, kind: str, which: "Sequence[str]", volume: str, box: Box) -> "NDArray[np.uint8]":
+        self._flush()
         axis = self._context.axis
         place, number = along(axis, box), AXES.index(axis)
-        return np.stack([np.moveaxis(self._store(kind, name, volume).read_box(place), number, 0) for name in which])
+        found = [self._slabs_of(kind, name, volume).store.read_box(place) for name in which]
+        return np.stack([np.moveaxis(block, number, 0) for block in found])
 
-    def _store(self, kind: str, which: str, volume: str) -> SliceStore:
-        if (kind, which, volume) not in self._stores:
+    def _flush(self) -> None:
+        for slabs in self._slabs.values():
+            slabs.flush()
+
+    def _shape(self, volume: str) -> tuple[int, ...]:
+        axis = self._context.axis
+        return self._context.volume(volume).depth(axis), *self._context.volume(volume).plane_shape(axis)
+
+    def _slabs_of(self, kind: str, which: str, volume: str) -> "_Slabs":
+        if (kind, which, volume) not in self._slabs:
             axis: Axis = which if which in AXES else self._context.axis
             path = self._folder / which / kind / f"{volume}.zarr"
             with storage_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            self._stores[kind, which, volume] = SliceStore(path, self._context.volume(volume), axis)
-        return self._stores[kind, which, volume]
+            self._slabs[kind, which, volume] = _Slabs(path, self._context.volume(volume), axis)
+        return self._slabs[kind, which, volume]
+
+
+class _Slabs:
+    """A store that is written plane by plane, and goes to the disk a few planes at a time."""
+
+    def __init__(self, path: Path, volume: "Volume", axis: Axis) -> None:
+        self._axis: Axis = axis
+        self._shape = (volume.depth(axis), *volume.plane_shape(axis))
+        self._count = _planes_at_once(math.prod(self._shape[1:]))
+        self.store = SliceStore(path, volume, axis, thickness=self._count)
+        self._box: Box | None = None
+        self._planes = np.empty((0, 0, 0), np.uint8)
+
+    def write(self, index: int, values: "NDArray[np.uint8]") -> None:
+        """Replace a plane."""
+        if self._box is None or not self._box.start[0] <= index < self._box.stop[0]:
+            self.flush()
+            first = index // self._count * self._count
+            self._box = Box((first, 0, 0), (min(first + self._count, self._shape[0]), *self._shape[1:]))
+            there = self.store.read_box(along(self._axis, self._box))
+            self._planes = np.array(np.moveaxis(there, AXES.index(self._axis), 0))
+        self._planes[index - self._box.start[0]] = values
+
+    def flush(self) -> None:
+        """Put the planes in memory on the disk."""
+        if self._box is not None:
+            self.store.write_box(along(self._axis, self._box), np.moveaxis(self._planes, 0, AXES.index(self._axis)))
+            self._box = None
+
+
+def _planes_at_once(plane_bytes: int) -> int:
+    return max(1, min(_MOST_PLANES, _SLAB_BYTES // plane_bytes))
 
 
 def averaged(

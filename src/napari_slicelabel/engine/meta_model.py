@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from napari_slicelabel.engine.densevoxnet import AUXILIARY_WEIGHT, DenseVoxNet
+from napari_slicelabel.engine.devices import on_device
 from napari_slicelabel.engine.losses import IGNORE, masked_losses
 from napari_slicelabel.engine.sampling import Batch
 from napari_slicelabel.engine.volume_networks import VolumeNetwork
@@ -111,7 +112,7 @@ class MetaLoss:
     def _choice(self, logits: Tensor, targets: Tensor) -> Tensor:
         if not self.nearest:
             drawn = self._rng.integers(targets.shape[1], size=len(targets))
-            return torch.from_numpy(drawn).to(targets.device)
+            return on_device(torch.from_numpy(drawn), targets.device)
         return nearest_set(logits.detach(), targets)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from napari_slicelabel.engine.augment import Augmentation, random_grids, vary_intensity
+from napari_slicelabel.engine.devices import on_device
 from napari_slicelabel.engine.losses import IGNORE
 
 # Planes larger than this are cut, so that the pool's budget can hold parts of many planes rather than few whole ones.
@@ -176,8 +177,9 @@ class PlanePool:
         centres = np.array([centre for _, _, centre in picks])
         x = torch.stack([self._input(patch, window) for (patch, _, _), window in zip(picks, windows, strict=True)])
         target = torch.stack([patch.target[window] for (patch, _, _), window in zip(picks, windows, strict=True)])
-        weight = torch.tensor([patch.weight for patch, _, _ in picks], device=x.device)
-        grids = random_grids(self.config.augmentation, self.config.crop, self._window, centres, self._rng).to(x.device)
+        weight = on_device(torch.tensor([patch.weight for patch, _, _ in picks]), x.device)
+        grids = random_grids(self.config.augmentation, self.config.crop, self._window, centres, self._rng)
+        grids = on_device(grids, x.device)
         x = functional.grid_sample(x, grids, mode="bilinear", padding_mode="border", align_corners=False)
         # uint8 wraps round: 255, unknown, becomes 0, which is what grid_sample gives outside the window
         shifted = (target + 1)[:, None].float()

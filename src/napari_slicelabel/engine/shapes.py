@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from scipy.stats import rankdata
 
 from napari_slicelabel.engine.interpolation import LABEL_RADIUS_PX, blend, class_distances, top_two
@@ -98,9 +99,7 @@ class Shapes:
             anchors = [anchor for anchor in self.anchors if anchor != index and anchor not in without]
             return self.at(min(anchors, key=lambda anchor: abs(anchor - index))) if anchors else None
         lower, upper = places
-        weight = (index - lower) / (upper - lower)
-        mixed = blend(self.at(lower).astype(np.float32), self.at(upper).astype(np.float32), weight)
-        return mixed.astype(np.float16)
+        return between(self.at(lower), self.at(upper), (index - lower) / (upper - lower))
 
     def neighbours(self, index: int, without: Collection[int] = ()) -> "tuple[int, int] | None":
         """Return the nearest anchors below and above a slice; None where there are not both."""
@@ -124,6 +123,15 @@ class Shapes:
         near = LABEL_RADIUS_PX / RADIUS_PX
         lower, upper = (np.clip(self._with_background(place).astype(np.float32), -near, near) for place in places)
         return top_two(blend(lower, upper, (index - places[0]) / (places[1] - places[0]))).best
+
+
+def between(one: "NDArray[np.float16]", other: "NDArray[np.float16]", share: float) -> "NDArray[np.float16]":
+    """Return ``one + share * (other - one)``, rounded once.
+
+    By torch: numpy computes with 16-bit floats one by one, which takes thirty times as long.
+    """
+    mixed: NDArray[np.float16] = torch.lerp(torch.from_numpy(one), torch.from_numpy(other), share).numpy()
+    return mixed
 
 
 def positional_classes(sources: Sequence[Shapes], rng: np.random.Generator) -> tuple[int, ...]:

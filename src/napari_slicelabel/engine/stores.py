@@ -35,11 +35,13 @@ class SliceStore:
     volume : Volume
         Gives shape, voxel size and name.
     axis : {"z", "y", "x"}
-        Slices are perpendicular to it; chunks are one slice thick along it.
+        Slices are perpendicular to it.
     fill : int
         What a slice holds that was never written.
     classes : sequence of LabelClass
         For the metadata; empty for what is no label, such as confidence.
+    thickness : int
+        Slices in a chunk. With more than one, slices that are written one by one are packed again each time.
 
     Notes
     -----
@@ -48,13 +50,21 @@ class SliceStore:
     """
 
     def __init__(
-        self, folder: Path, volume: "Volume", axis: Axis, *, fill: int = 0, classes: Sequence["LabelClass"] = ()
+        self,
+        folder: Path,
+        volume: "Volume",
+        axis: Axis,
+        *,
+        fill: int = 0,
+        classes: Sequence["LabelClass"] = (),
+        thickness: int = 1,
     ) -> None:
         self.folder = folder
         self._volume = volume
         self._axis: Axis = axis
         self._fill = fill
         self._classes = tuple(classes)
+        self._thickness = thickness
         self._array: zarr.Array[Any] | None = None
 
     @property
@@ -142,7 +152,7 @@ class SliceStore:
 
     def _create(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        chunks = tuple(1 if axis == self._axis else PLANE_CHUNK for axis in AXES)
+        chunks = tuple(self._thickness if axis == self._axis else PLANE_CHUNK for axis in AXES)
         with replacing(self.folder) as temporary:
             create_label_image(
                 temporary,

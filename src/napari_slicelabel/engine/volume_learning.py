@@ -29,6 +29,7 @@ from napari_slicelabel.engine.fit import Crops, FitConfig, NetworkT, Trainer
 from napari_slicelabel.engine.flow_config import FlowShareConfig
 from napari_slicelabel.engine.losses import IGNORE
 from napari_slicelabel.engine.regions import Known
+from napari_slicelabel.engine.shapes import between
 from napari_slicelabel.engine.training import fit_config, train
 from napari_slicelabel.engine.volume_networks import (
     DENSEVOXNET_LEVELS,
@@ -163,7 +164,7 @@ class _Shapes(ShapesOf):
         if self._mix == 1 or not self._without[volume]:
             return around
         own = self._blocks[volume].read(box, without)
-        return own + np.float16(self._mix) * (around - own)
+        return between(own, around, self._mix)
 
     def anchors(self, volume: str) -> Collection[int]:
         """Return the slices whose own shapes are known."""
