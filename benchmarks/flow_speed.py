@@ -184,8 +184,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.device == "cuda":
-        parts = [on_gpu(512, 4 * arguments.turns), *(of_a_stack(100, size, "cuda") for size in (SIZE, SIZE, 512))]
-        show("\n\n".join(parts), "flow-speed cuda", arguments)
+        show(on_gpu(512, 4 * arguments.turns), "flow-speed cuda", arguments)
+        # the first one also starts the GPU
+        stacks = [of_a_stack(100, size, "cuda") for size in (32, SIZE, 512)]
+        show("\n\n".join(stacks[1:]), "flow-speed cuda stacks", arguments)
         return
     steps = {"Sli2Vol, released code": released_step(arguments.released)} if arguments.released else {}
     steps["preset sli2vol"] = our_step(encoder="resnet", profile="edges", stride=1)
@@ -199,7 +201,7 @@ def main() -> None:
 
 def show(text: str, section: str, arguments: argparse.Namespace) -> None:
     """Print a table, and put it into the document unless that is not wanted."""
-    print(text)
+    print(text, flush=True)
     if not arguments.no_table:
         write_section(section, text)
 

@@ -92,6 +92,12 @@ def labels_of(project: Project) -> NDArray[np.uint8]:
     return np.stack([store.read(index) for index in range(16)])
 
 
+def assert_close(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
+    """Convolutions have eight bits in bfloat16: some pixels of a network of random weights differ by hundredths."""
+    assert np.abs(found - wanted).mean() < 0.005
+    np.testing.assert_allclose(found, wanted, atol=0.06)
+
+
 def random_batch(count: int, size: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(count, 3, size, size, generator=generator)
@@ -154,7 +160,7 @@ def test_a_slice_is_predicted_as_on_the_cpu() -> None:
         bands = predict_bands(network.to(device), lambda rows, columns: x[:, rows, columns], x.shape[1:], device)  # type: ignore[arg-type]
         return np.concatenate([band.probability for band in bands], 1)
 
-    np.testing.assert_allclose(predicted(GPU), predicted(CPU), atol=0.02)
+    assert_close(predicted(GPU), predicted(CPU))
 
 
 def test_a_block_is_predicted_as_on_the_cpu() -> None:
@@ -166,7 +172,7 @@ def test_a_block_is_predicted_as_on_the_cpu() -> None:
     wanted, found = (
         predict_blocks(network.to(device), x, device, stride=config.stride, mirror=True) for device in (CPU, GPU)
     )
-    np.testing.assert_allclose(found, wanted, atol=0.02)
+    assert_close(found, wanted)
 
 
 def test_what_was_learned_on_a_gpu_is_applied_without_one(painted: Project, image_file: Path, tmp_path: Path) -> None:
