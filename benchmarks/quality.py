@@ -88,9 +88,11 @@ def table(results: list[dict[str, Any]]) -> str:
     groups: dict[tuple[str, int, str], list[dict[str, Any]]] = defaultdict(list)
     for result in results:
         groups[result["volume"], result["every"], result["arm"]].append(result)
+    on_gpu = any(result["gpu_mb"] for result in results)
     lines = [
-        "| volume | every | method | seeds | Dice | Spearman | calibration error | expected - true | CPU s | peak MB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| volume | every | method | seeds | Dice | Spearman | calibration error | expected - true |"
+        + (" s | peak MB | of the GPU |" if on_gpu else " CPU s | peak MB |"),
+        "|---|---|---|---|---|---|---|---|---|---|" + "---|" * on_gpu,
     ]
     for (volume, interval, arm), group in sorted(groups.items(), key=lambda item: (item[0][0], item[0][1])):
         confidence = [result["confidence"] for result in group]
@@ -99,7 +101,8 @@ def table(results: list[dict[str, Any]]) -> str:
             f" | {spread(c['spearman'] for c in confidence)}"
             f" | {spread(c['calibration_error_foreground'] for c in confidence)}"
             f" | {spread(c['gap'] for c in confidence)}"
-            f" | {np.mean([r['cpu_seconds'] for r in group]):.0f} | {max(r['peak_mb'] for r in group)} |"
+            f" | {np.mean([r['seconds' if on_gpu else 'cpu_seconds'] for r in group]):.0f}"
+            f" | {max(r['peak_mb'] for r in group)} |" + f" {max(r['gpu_mb'] for r in group)} |" * on_gpu
         )
     return "\n".join(lines)
 
@@ -121,7 +124,8 @@ def main() -> None:
     todo = [job for job in jobs(arguments) if job.key() not in have]
     collect([partial(run_job, job, arguments) for job in todo], arguments.results, arguments.parallel)
     if not arguments.no_table:
-        write_section("quality", table(read_results(arguments.results)))
+        section = "quality cuda" if arguments.device == "cuda" else "quality"
+        write_section(section, table(read_results(arguments.results)))
 
 
 if __name__ == "__main__":

@@ -146,6 +146,7 @@ def measure(name: str, interval: int, method: str, settings: Mapping[str, object
         "seconds": round(seconds, 1),
         "cpu_seconds": round(processor, 1),
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "gpu_mb": torch.cuda.max_memory_reserved() // 2**20 if torch.cuda.is_initialized() else 0,
         "threads": torch.get_num_threads(),
         "told": told,
     }

@@ -247,7 +247,8 @@ def main() -> None:
     ]
     collect(jobs, arguments.results, arguments.parallel)
     if not arguments.no_table:
-        write_section("self-train", table(read_results(arguments.results)))
+        section = "self-train cuda" if settings.get("device") == "cuda" else "self-train"
+        write_section(section, table(read_results(arguments.results)))
 
 
 if __name__ == "__main__":

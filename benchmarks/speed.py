@@ -30,7 +30,7 @@ from napari_slicelabel.engine.methods.self_label import SelfLabelConfig
 from napari_slicelabel.engine.networks import NetworkConfig, SliceNetwork
 from napari_slicelabel.engine.planes import PlaneReader
 from napari_slicelabel.engine.predict import predict_bands
-from napari_slicelabel.engine.sampling import Plane, PlanePool, SamplingConfig
+from napari_slicelabel.engine.sampling import Batch, Plane, PlanePool, SamplingConfig
 from napari_slicelabel.engine.volume_networks import VolumeNetwork, VolumeNetworkConfig, levels
 
 if TYPE_CHECKING:
@@ -70,6 +70,24 @@ class Timed:
         self.work()
         wait(device)
         self.seconds.append((time.perf_counter() - began) / self.count)
+
+
+@dataclass(frozen=True)
+class Same:
+    """Draws always the same crops.
+
+    Attributes
+    ----------
+    batch : Batch
+        Those.
+    """
+
+    batch: Batch
+    crop = BLOCK
+
+    def draw(self, count: int) -> Batch:
+        """Return them."""
+        return self.batch
 
 
 def wait(device: torch.device) -> None:
@@ -169,6 +187,18 @@ def workloads(device: torch.device, size: int, steps: int) -> list[Timed]:
 
         return work
 
+    cubes = torch.randn(2, 1, *BLOCK, device=device)
+    truth = torch.randint(1 + len(CLASSES), (2, *BLOCK), dtype=torch.uint8, device=device)
+    same = Same(Batch(cubes, truth, torch.ones(truth.shape, device=device)))
+    deep = Trainer(VolumeNetwork(volumes.config), FitConfig(steps=10**6), 2, device)
+
+    def train_in_3d() -> None:
+        for _ in deep.steps(same, steps):
+            pass
+
+    with FlopCounterMode(display=False) as counter:
+        next(deep.steps(same, 1))
+    cube_flop = counter.get_total_flops()
     with FlopCounterMode(display=False) as counter:
         label_blocks(together=True)()
     block_flop = counter.get_total_flops() / 2
@@ -180,6 +210,7 @@ def workloads(device: torch.device, size: int, steps: int) -> list[Timed]:
     slice_flop = counter.get_total_flops() / 4
     step = f"step of {config.batch} crops of {config.crop_px} px"
     plane = f"slice of {size} px"
+    cube = f"step of 2 crops of {' x '.join(map(str, BLOCK))}"
     block = f"block of {' x '.join(map(str, BLOCK))}"
     return [
         Timed("fit", step, train, steps, step_flop),
@@ -188,6 +219,7 @@ def workloads(device: torch.device, size: int, steps: int) -> list[Timed]:
         Timed("predict", plane, fill(network), 4, slice_flop),
         Timed("predict, float32", plane, fill_single, 4, slice_flop),
         Timed("predict, mirror images", plane, fill(mirrored), 4, 4 * slice_flop),
+        Timed("training in 3D", cube, train_in_3d, steps, cube_flop),
         Timed("blocks, float32, in pairs", block, label_blocks(together=True), 2, block_flop),
         Timed("blocks, float32, one at a time", block, label_blocks(together=False), 2, block_flop),
     ]

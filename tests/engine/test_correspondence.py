@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from napari_slicelabel.engine import correspondence
 from napari_slicelabel.engine.correspondence import (
     CorrespondenceConfig,
     CorrespondenceNetwork,
@@ -54,6 +55,20 @@ def test_what_is_taken_over_is_that_of_plain_loops(network: CorrespondenceNetwor
         expected = (share[:, None, None, None] * torch.stack(patches)).sum(0)
         got = taken[1, :, y * stride : (y + 1) * stride, x * stride : (x + 1) * stride]
         torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("at_once", [2, 3, 100])
+def test_rows_of_tiles_that_are_compared_together_give_the_same(
+    network: CorrespondenceNetwork, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """As on a GPU, which gets many at once."""
+    query, keys = torch.randn(2, 5, 35, 18), torch.randn(2, 2, 5, 35, 18)
+    stride = network.config.stride
+    values = torch.rand(2, 2, 3, 35 * stride, 18 * stride)
+    with torch.no_grad():
+        one_by_one = network.attend(query, keys, values)
+        monkeypatch.setattr(correspondence, "_rows_at_once", lambda device, row_bytes: at_once)
+        torch.testing.assert_close(network.attend(query, keys, values), one_by_one)
 
 
 def test_probabilities_stay_probabilities() -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from napari_slicelabel.data.project import Project
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SHORT: dict[str, dict[str, object]] = {

@@ -9,10 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from napari_slicelabel.data.volume import Volume
 from napari_slicelabel.engine.augment import NO_AUGMENTATION, Augmentation
-from napari_slicelabel.engine.fit import FitConfig, Trainer, check_loss
+from napari_slicelabel.engine.fit import FitConfig, Trainer, _RunningMean, check_loss
 from napari_slicelabel.engine.losses import masked_losses
 from napari_slicelabel.engine.networks import ANDERSON, NetworkConfig, SliceNetwork, load_network
 from napari_slicelabel.engine.planes import PlaneReader
@@ -222,6 +224,27 @@ def test_it_learns() -> None:
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
     probability = predict_tile(learner.predictor, plane((64, 64), seed=3).image, CPU)
     assert (probability.argmax(0) == plane((64, 64)).target).mean() > 0.95
+
+
+def test_the_running_mean_is_that_of_torch_and_follows_the_buffers() -> None:
+    """And forgets the random start: the mean of the first t networks weighs the last one at least by 9 / (9 + t)."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+
+    def lerped(means: list[Tensor], values: list[Tensor], count: Tensor) -> None:
+        for mean, value in zip(means, values, strict=True):
+            mean.lerp_(value, 1 - min(0.9, (float(count) + 1) / (10 + float(count))))
+
+    ours, torchs = _RunningMean(network, 0.9), AveragedModel(network, multi_avg_fn=lerped)
+    for seen in range(120):
+        with torch.no_grad():
+            network(torch.randn(4, 3))
+            for value in network.parameters():
+                value.normal_()
+            torchs.update_parameters(network)
+        ours.update(network, seen)
+    for name, value in torchs.module.state_dict().items():
+        torch.testing.assert_close(ours.module.state_dict()[name], value)
 
 
 def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened() -> None:

@@ -41,11 +41,10 @@ def autocast(device: torch.device) -> AbstractContextManager[None]:
 def memory_format(device: torch.device, dimensions: int = 2) -> torch.memory_format:
     """Return the layout of images, or of volumes, that convolutions are fastest in on a device.
 
-    On CPUs instance norm copies channels-last images back and forth: a step took 1.3 times as long.
+    Channels last for images on a GPU. On CPUs instance norm copies such images back and forth: a step took 1.3 times as
+    long; and for volumes a GPU was no faster with it, with small crops 1.2 times as slow.
     """
-    if device.type != "cuda":
-        return torch.contiguous_format
-    return torch.channels_last if dimensions == 2 else torch.channels_last_3d
+    return torch.channels_last if device.type == "cuda" and dimensions == 2 else torch.contiguous_format
 
 
 @dataclass(frozen=True, slots=True)
