@@ -20,6 +20,11 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 
+def on_gpu(name: str) -> bool:
+    """Return whether what ``auto``, ``cpu`` or ``cuda`` stands for is a GPU; does not raise."""
+    return name != "cpu" and resolve_device("auto").type == "cuda"
+
+
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Return a tensor on a device, without waiting for what a GPU has been asked to do before.
 

@@ -43,7 +43,7 @@ from napari_slicelabel.engine.correspondence import (
     padded_to,
     reconstruction_loss,
 )
-from napari_slicelabel.engine.devices import on_device
+from napari_slicelabel.engine.devices import on_device, on_gpu
 from napari_slicelabel.engine.earlier import EarlierRun
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
 from napari_slicelabel.engine.flow_config import FlowConfig
@@ -98,6 +98,8 @@ _DAMAGED, _MOST_SKIPPED = 0.3, 2
 _MOST_MEASURED = 8
 # Of 1e6 pixels at stride 1 on two CPU cores: a training step, and a slice that is encoded and carried to.
 _TRAIN_S, _CARRY_S = 6.0, 4.0
+# What is left of that with a GPU.
+_TRAIN_CUDA, _CARRY_CUDA = 0.1, 0.5
 
 
 class Gap(NamedTuple):
@@ -207,8 +209,9 @@ def work(stacks: Sequence[Stack], classes: int, config: FlowConfig) -> Work:
     flow_steps = 0 if config.model else config.iterations + guided * config.guide_iterations
     refine_steps = refined * config.refine_iterations
     refine_step_s, refine_slice_s, refine_bytes = refinement_work(stacks, _refinement(config))
-    seconds = flow_steps * crops / 1e6 * _TRAIN_S * rate + refine_steps * refine_step_s
-    carry_s = 2 * pixels / 1e6 * _CARRY_S * rate / stride
+    train_left, carry_left = (_TRAIN_CUDA, _CARRY_CUDA) if on_gpu(config.device) else (1.0, 1.0)
+    seconds = flow_steps * crops / 1e6 * _TRAIN_S * rate * train_left + refine_steps * refine_step_s
+    carry_s = 2 * pixels / 1e6 * _CARRY_S * rate / stride * carry_left
     return Work(
         rounds=0,
         steps=flow_steps + refine_steps,

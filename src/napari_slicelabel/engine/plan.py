@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from napari_slicelabel.data.boxes import AXES, Axis
 from napari_slicelabel.engine.config import MethodConfig
+from napari_slicelabel.engine.devices import on_gpu
 from napari_slicelabel.engine.methods import method_of
 from napari_slicelabel.engine.pieces import pieces
 from napari_slicelabel.engine.work import Stack, Work
@@ -73,6 +74,8 @@ def plan(project: "Project", config: MethodConfig) -> RunPlan:
     if not annotated:
         return RunPlan(axis, slices, problem=f"No painted slice lies in the range {config.range}.")
     work = method_of(config).work(stacks, len(project.classes), config)
+    if work.steps and on_gpu(config.device):
+        work = work.on_gpu()
     return RunPlan(axis, slices, annotated, work)
 
 

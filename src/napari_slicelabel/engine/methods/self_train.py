@@ -30,6 +30,7 @@ from napari_slicelabel.engine.blocks import BlockPredictor, crop_size
 from napari_slicelabel.engine.confidence import FOLDS, LEAST_FOR_CALIBRATION, Calibration, Labelled, label, true_dice
 from napari_slicelabel.engine.context import Slot, fill_state, filled_before
 from napari_slicelabel.engine.densevoxnet import DenseVoxNet
+from napari_slicelabel.engine.devices import on_gpu
 from napari_slicelabel.engine.events import Event, Metric, Progress
 from napari_slicelabel.engine.fit import Trainer
 from napari_slicelabel.engine.flow_share import FlowShare, and_flow
@@ -47,7 +48,7 @@ from napari_slicelabel.engine.volume_learning import (
     voxel_seconds,
 )
 from napari_slicelabel.engine.volume_networks import COARSE, VolumeNetwork
-from napari_slicelabel.engine.work import Stack, Work
+from napari_slicelabel.engine.work import LEAST_PREDICTION_S, Stack, Work
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -280,7 +281,7 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfTrainConfig) -> Work
         predictions=predictions,
         step_s=voxels / 1e6 * train_s / steps,
         # 3D network, meta-model, and up to three times the 2D network
-        prediction_s=times * 5 * pixels / 1e6 * predict_s,
+        prediction_s=times * 5 * max(pixels / 1e6 * predict_s, LEAST_PREDICTION_S * on_gpu(config.device)),
         memory_bytes=int(800 * 2**20 + pool + config.batch * crop * 4000),
     )
     return and_flow(learning, stacks, classes, config)
