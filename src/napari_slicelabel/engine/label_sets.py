@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _COMPLETE = "complete"
 # Planes go to the disk, and come from it, so many at a time: a plane that lies across a set is in all of its chunks.
-_MOST_PLANES, _SLAB_BYTES = 16, 64 * 2**20
+_MOST_PLANES, _SLAB_BYTES, _CHUNK_PX = 16, 64 * 2**20, 256
 
 
 class LabelSets:
@@ -136,7 +136,7 @@ class _Slabs:
         self._axis: Axis = axis
         self._shape = (volume.depth(axis), *volume.plane_shape(axis))
         self._count = _planes_at_once(math.prod(self._shape[1:]))
-        self.store = SliceStore(path, volume, axis, thickness=self._count)
+        self.store = SliceStore(path, volume, axis, chunk=(self._count, _CHUNK_PX))
         self._box: Box | None = None
         self._planes = np.empty((0, 0, 0), np.uint8)
 

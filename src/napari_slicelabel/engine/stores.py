@@ -40,8 +40,9 @@ class SliceStore:
         What a slice holds that was never written.
     classes : sequence of LabelClass
         For the metadata; empty for what is no label, such as confidence.
-    thickness : int
-        Slices in a chunk. With more than one, slices that are written one by one are packed again each time.
+    chunk : tuple of 2 int
+        Slices in a chunk, and its height and width. With more than one slice, those that are written one by one are
+        packed again each time.
 
     Notes
     -----
@@ -57,14 +58,14 @@ class SliceStore:
         *,
         fill: int = 0,
         classes: Sequence["LabelClass"] = (),
-        thickness: int = 1,
+        chunk: tuple[int, int] = (1, PLANE_CHUNK),
     ) -> None:
         self.folder = folder
         self._volume = volume
         self._axis: Axis = axis
         self._fill = fill
         self._classes = tuple(classes)
-        self._thickness = thickness
+        self._chunk = chunk
         self._array: zarr.Array[Any] | None = None
 
     @property
@@ -152,7 +153,8 @@ class SliceStore:
 
     def _create(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        chunks = tuple(self._thickness if axis == self._axis else PLANE_CHUNK for axis in AXES)
+        thickness, side = self._chunk
+        chunks = tuple(thickness if axis == self._axis else side for axis in AXES)
         with replacing(self.folder) as temporary:
             create_label_image(
                 temporary,
