@@ -63,7 +63,7 @@ _ALL = (
     Method(
         name=self_label.NAME,
         title="A 2D network learns from the painted slices and from what it labels; flow is heard, too",
-        known="A good first choice: the best, or within a point of it, in all five volumes of our tests.",
+        known="A good first choice: the best, or within two points of it, in all five volumes of our tests.",
         config=self_label.SelfLabelConfig,
         propagate=self_label.propagate,
         work=self_label.work,
