@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.methods import METHODS
@@ -34,3 +35,14 @@ def test_a_gpu_is_quicker_but_not_than_what_is_beside_it(painted: Project, metho
     assert quick.step_s >= LEAST_STEP_S
     assert quick.prediction_s >= LEAST_PREDICTION_S
     assert quick.step_s <= max(slow.step_s, LEAST_STEP_S)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_processor_without_bfloat16_takes_longer(
+    painted: Project, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    seconds = []
+    for dtype in (torch.bfloat16, torch.float32):
+        monkeypatch.setattr("napari_slicelabel.engine.plan.working_dtype", lambda device, dtype=dtype: dtype)
+        seconds.append(plan(painted, build_config(method, {"device": "cpu"})).work.seconds)
+    assert seconds[1] == pytest.approx(seconds[0] * (1 if method == "interpolate" else 3))

@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from napari_slicelabel.data.boxes import AXES, Axis
 from napari_slicelabel.engine.config import MethodConfig
 from napari_slicelabel.engine.devices import on_gpu
+from napari_slicelabel.engine.fit import working_dtype
 from napari_slicelabel.engine.methods import method_of
 from napari_slicelabel.engine.pieces import pieces
 from napari_slicelabel.engine.work import Stack, Work
@@ -76,6 +79,8 @@ def plan(project: "Project", config: MethodConfig) -> RunPlan:
     work = method_of(config).work(stacks, len(project.classes), config)
     if work.steps and on_gpu(config.device):
         work = work.on_gpu()
+    elif work.steps and working_dtype(torch.device("cpu")) == torch.float32:
+        work = work.in_float32()
     return RunPlan(axis, slices, annotated, work)
 
 
