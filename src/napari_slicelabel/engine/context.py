@@ -130,7 +130,7 @@ class RunContext:
         self._in_view = in_view
         self._record = record
         self._rows = {(event.volume, event.index): event for event in done}
-        self._stores: dict[tuple[str, str], SliceStore] = {}
+        self._stores: dict[tuple[Path, str, str], SliceStore] = {}
         self._pieces: dict[str, tuple[Piece, ...]] = {}
 
     @cached_property
@@ -301,6 +301,23 @@ class RunContext:
         self._rows[volume, index] = event
         return event
 
+    def take_slice(self, earlier: "EarlierRun", volume: str, index: int) -> SliceDone:
+        """Put a slice on disk as an earlier run left it, and return the event to yield; see `write_slice`.
+
+        The annotation that it is pasted over with must be the same.
+
+        Raises
+        ------
+        StorageError
+            Disk full, no permission, or the earlier run is damaged.
+        """
+        for kind in ("prediction", "confidence"):
+            self._store(kind, volume).take(self._store(kind, volume, earlier.folder), index)
+        row = earlier.rows[volume, index]
+        event = SliceDone(volume, self.axis, index, row.confidence, row.provenance)
+        self._rows[volume, index] = event
+        return event
+
     def read_prediction(self, volume: str, index: int) -> "NDArray[np.uint8]":
         """Return the labels written to a slice, shape (h, w); 0 where nothing was written."""
         return self._store("prediction", volume).read(index)
@@ -416,10 +433,12 @@ class RunContext:
             writer.writerow((row.volume, row.axis, row.index, f"{row.confidence:.6f}", row.provenance, review))
         write_text(self.folder / SLICES_NAME, text.getvalue())
 
-    def _store(self, kind: str, volume: str) -> SliceStore:
-        if (kind, volume) not in self._stores:
-            self._stores[kind, volume] = run_store(self.project, self.folder, kind, volume, self.axis)
-        return self._stores[kind, volume]
+    def _store(self, kind: str, volume: str, folder: Path | None = None) -> SliceStore:
+        """Return an array of this run, or of the one in `folder`."""
+        key = (folder or self.folder, kind, volume)
+        if key not in self._stores:
+            self._stores[key] = run_store(self.project, key[0], kind, volume, self.axis)
+        return self._stores[key]
 
     def _painted_ids(self) -> tuple[int, ...]:
         found: set[int] = set()

@@ -34,7 +34,7 @@ from napari_slicelabel.engine.carried import (
     without_unknown,
 )
 from napari_slicelabel.engine.confidence import Calibration, HeldOut, Labelled, calibrate, label, mean_dice, true_dice
-from napari_slicelabel.engine.context import Slot, run_store
+from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.correspondence import (
     CorrespondenceConfig,
     CorrespondenceNetwork,
@@ -393,24 +393,11 @@ class Flow:
         for name in self.context.volumes:
             if before.get(f"{name} across") != painted[f"{name} across"]:
                 continue
-            labels, confidence = (
-                run_store(self.context.project, earlier.folder, kind, name, self.context.axis)
-                for kind in ("prediction", "confidence")
-            )
-            for index in (
-                index for gap in gaps(self.context, name) if _same(gap, before, painted) for index in gap.slices
-            ):
-                row = earlier.rows[name, index]
-                yield self.context.write_slice(
-                    name,
-                    index,
-                    labels.read(index),
-                    confidence.read(index),
-                    provenance=row.provenance,
-                    score=row.confidence,
-                )
-                if self.context.stop():
-                    return
+            for gap in gaps(self.context, name):
+                for index in gap.slices if _same(gap, before, painted) else ():
+                    yield self.context.take_slice(earlier, name, index)
+                    if self.context.stop():
+                        return
 
     @cached_property
     def _image_token(self) -> str:

@@ -1,7 +1,11 @@
 """Label arrays of a run, written one slice at a time."""
 
+import math
+import os
+import shutil
 from collections.abc import Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +140,28 @@ class SliceStore:
         with self._errors("write"):
             self.array()[self._key(index)] = np.expand_dims(values, AXES.index(self._axis))
 
+    def take(self, other: "SliceStore", index: int) -> None:
+        """Make slice `index` what it is in another store of the same volume and axis.
+
+        Its chunks are copied as they are packed, in a tenth of the time that reading and writing them takes.
+
+        Raises
+        ------
+        StorageError
+            Disk full, no permission, or the other store is damaged.
+        """
+        self.create()
+        array = self.array()
+        if not other.exists or other.array().chunks != array.chunks or array.chunks[AXES.index(self._axis)] != 1:
+            self.write(index, other.read(index))
+            return
+        grid = [range(math.ceil(n / chunk)) for n, chunk in zip(array.shape, array.chunks, strict=True)]
+        grid[AXES.index(self._axis)] = range(index, index + 1)
+        with self._errors("write"):
+            for place in product(*grid):
+                key = array.metadata.encode_chunk_key(place)
+                _take_file(other.folder / "0" / key, self.folder / "0" / key)
+
     def write_box(self, box: Box, values: "NDArray[np.uint8]") -> None:
         """Replace a block by `values` of shape (z, y, x). Processes that write at once must share no chunk.
 
@@ -176,3 +202,14 @@ class SliceStore:
                 # what zarr and its codecs raise on damaged files
                 detail = " ".join(str(error).split())[:200] or type(error).__name__
                 raise StorageError(f"{self.folder}: damaged ({detail}); start a new run") from error
+
+
+def _take_file(source: Path, target: Path) -> None:
+    """Replace a file by a copy of another one in one step, or remove it where there is no other."""
+    if not source.exists():
+        target.unlink(missing_ok=True)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.part.copy")
+    shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
