@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,8 +33,12 @@ if TYPE_CHECKING:
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 DEVICE = {"device": "cuda"}
-SELF_TRAIN = {**DEVICE, "shapes": "off", "calibrate": "off", "trial": "off", "iterations": "600"}
-SELF_TRAIN["plane_iterations"] = "300"
+SELF_TRAIN = {
+    **DEVICE,
+    **dict.fromkeys(("shapes", "calibrate", "trial"), "off"),
+    "iterations": "600",
+    "plane_iterations": "300",
+}
 # Fewer slices do not show every class of med_itksnap_mricrop.
 BUDGETS = {"em_fib25_medulla": (5, 10, 20, 40), "med_mni152_tissue": (5, 10, 20, 40), "med_itksnap_mricrop": (5, 10)}
 SEEDS = 3
@@ -171,8 +175,7 @@ def main() -> None:
         return
     arguments.results.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as claims:
-        parts = [{"table": o.table, "module": o.module, "arguments": o.arguments, "more": o.more} for o in todo]
-        (Path(claims) / "orders.json").write_text(json.dumps(parts))
+        (Path(claims) / "orders.json").write_text(json.dumps([asdict(order) for order in todo]))
         command = [sys.executable, "-m", "benchmarks.gpu", "--worker", claims, "--results", str(arguments.results)]
         command += ["--minutes", str(arguments.minutes)]
         workers = [subprocess.Popen(command, cwd=REPOSITORY) for _ in range(arguments.workers)]

@@ -313,8 +313,7 @@ class RunContext:
         """
         for kind in ("prediction", "confidence"):
             self._store(kind, volume).take(self._store(kind, volume, earlier.folder), index)
-        row = earlier.rows[volume, index]
-        event = SliceDone(volume, self.axis, index, row.confidence, row.provenance)
+        event = earlier.rows[volume, index]
         self._rows[volume, index] = event
         return event
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from napari_slicelabel.data.boxes import AXES, Axis, Box
 from napari_slicelabel.data.files import storage_errors
-from napari_slicelabel.engine.blocks import along
+from napari_slicelabel.engine.blocks import BlockReader, along
 from napari_slicelabel.engine.stores import SliceStore
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class LabelSets:
     def _read(self, kind: str, which: "Sequence[str]", volume: str, box: Box) -> "NDArray[np.uint8]":
         if box.shape[0] > 1:
             return self._from_disk(kind, which, volume, box)
-        depth, *plane = self._shape(volume)
+        depth, *plane = BlockReader(self._context.volume(volume), self._context.axis).shape
         index, count = box.start[0], _planes_at_once(len(which) * math.prod(plane))
         if count == 1:
             return self._from_disk(kind, which, volume, box)
@@ -107,17 +107,11 @@ class LabelSets:
     def _from_disk(self, kind: str, which: "Sequence[str]", volume: str, box: Box) -> "NDArray[np.uint8]":
         self._flush()
         axis = self._context.axis
-        place, number = along(axis, box), AXES.index(axis)
-        found = [self._slabs_of(kind, name, volume).store.read_box(place) for name in which]
-        return np.stack([np.moveaxis(block, number, 0) for block in found])
+        return np.stack([_read_along(axis, self._slabs_of(kind, name, volume).store, box) for name in which])
 
     def _flush(self) -> None:
         for slabs in self._slabs.values():
             slabs.flush()
-
-    def _shape(self, volume: str) -> tuple[int, ...]:
-        axis = self._context.axis
-        return self._context.volume(volume).depth(axis), *self._context.volume(volume).plane_shape(axis)
 
     def _slabs_of(self, kind: str, which: str, volume: str) -> "_Slabs":
         if (kind, which, volume) not in self._slabs:
@@ -134,7 +128,7 @@ class _Slabs:
 
     def __init__(self, path: Path, volume: "Volume", axis: Axis) -> None:
         self._axis: Axis = axis
-        self._shape = (volume.depth(axis), *volume.plane_shape(axis))
+        self._shape = BlockReader(volume, axis).shape
         self._count = _planes_at_once(math.prod(self._shape[1:]))
         self.store = SliceStore(path, volume, axis, chunk=(self._count, _CHUNK_PX))
         self._box: Box | None = None
@@ -146,8 +140,7 @@ class _Slabs:
             self.flush()
             first = index // self._count * self._count
             self._box = Box((first, 0, 0), (min(first + self._count, self._shape[0]), *self._shape[1:]))
-            there = self.store.read_box(along(self._axis, self._box))
-            self._planes = np.array(np.moveaxis(there, AXES.index(self._axis), 0))
+            self._planes = np.array(_read_along(self._axis, self.store, self._box))
         self._planes[index - self._box.start[0]] = values
 
     def flush(self) -> None:
@@ -155,6 +148,11 @@ class _Slabs:
         if self._box is not None:
             self.store.write_box(along(self._axis, self._box), np.moveaxis(self._planes, 0, AXES.index(self._axis)))
             self._box = None
+
+
+def _read_along(axis: Axis, store: SliceStore, box: Box) -> "NDArray[np.uint8]":
+    """Return a box (d, h, w), the axis first, of a store."""
+    return np.moveaxis(store.read_box(along(axis, box)), AXES.index(axis), 0)
 
 
 def _planes_at_once(plane_bytes: int) -> int:

@@ -1,7 +1,6 @@
 """Label arrays of a run, written one slice at a time."""
 
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -210,6 +209,5 @@ def _take_file(source: Path, target: Path) -> None:
         target.unlink(missing_ok=True)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.part.copy")
-    shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
