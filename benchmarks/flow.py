@@ -32,6 +32,8 @@ from napari_slicelabel.engine.events import Finished
 from napari_slicelabel.engine.run import run
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 MEASURE = "benchmarks.flow:measure"
@@ -106,14 +108,20 @@ def propagated(
     return np.stack([store.read(z) for z in range(len(image))]) > 0
 
 
-def measure(volume: str, arm: str, seed: int, settings: dict[str, object] | None = None) -> dict[str, Any]:
-    """Return Dice and seconds of one arm for the structures of a dev volume."""
+def measure(
+    volume: str,
+    arm: str,
+    seed: int,
+    settings: dict[str, object] | None = None,
+    structures: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Return Dice and seconds of one arm for the structures of a dev volume, or some of them."""
     image, truth = (whole(part) for part in open_pair(VOLUMES[volume]))
     method, chosen = ARMS[arm]
     more = {} if method == "interpolate" else {"seed": seed, "device": "cpu", **(settings or {})}
     scores, seconds, waited = {}, [], []
     with tempfile.TemporaryDirectory() as folder:
-        for structure in TASKS[volume]:
+        for structure in structures or TASKS[volume]:
             inside = truth == structure
             start = annotated_slice(inside, seed)
             began, started = time.process_time(), time.perf_counter()
@@ -173,13 +181,15 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("flow.jsonl"))
     parser.add_argument("--no-table", action="store_true", help="leave docs/benchmarks.md alone")
     arguments = parser.parse_args()
-    have = {(r["volume"], r["arm"], r["seed"]) for r in read_results(arguments.results)}
+    have = {
+        (r["volume"], r["arm"], r["seed"], int(s)) for r in read_results(arguments.results) for s in r["structures"]
+    }
     orders = []
     for seed, arm, volume in product(range(arguments.seeds), arguments.arms, arguments.volumes):
-        if (volume, arm, seed) not in have:
+        if missing := [s for s in TASKS[volume] if (volume, arm, seed, s) not in have]:
             settings = {"iterations": arguments.sli2vol_iterations} if arm == "sli2vol" else {}
             settings["device"] = arguments.device
-            orders.append({"volume": volume, "arm": arm, "seed": seed, "settings": settings})
+            orders.append({"volume": volume, "arm": arm, "seed": seed, "settings": settings, "structures": missing})
     jobs = [partial(apart, MEASURE, order, arguments.threads) for order in orders]
     collect(jobs, arguments.results, arguments.parallel)
     if not arguments.no_table:

@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.document import REPOSITORY, read_results
 from benchmarks.flow import TASKS
+from benchmarks.gradual import CLASSES, PAPER
 from benchmarks.quality import ARMS, CHECKED, default_interval
 from benchmarks.self_train import FULL, SELECTORS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 DEVICE = {"device": "cuda"}
@@ -68,8 +69,16 @@ class Order:
     def key(self) -> dict[str, Any]:
         """Return what tells its result from others."""
         names = {"name": "volume", "interval": "every"}
-        told = {names.get(name, name): value for name, value in self.arguments.items() if name != "settings"}
+        hidden = ("settings", "device", "structures")
+        told = {names.get(name, name): value for name, value in self.arguments.items() if name not in hidden}
         return {**told, **self.more}
+
+    def answered_by(self, row: dict[str, Any]) -> bool:
+        """Return whether a result is that of this run."""
+        structures = {str(structure) for structure in self.arguments.get("structures", ())}
+        return structures <= {*row.get("structures", ())} and all(
+            row.get(name) == value for name, value in self.key().items()
+        )
 
 
 def orders() -> Iterator[Order]:
@@ -77,9 +86,9 @@ def orders() -> Iterator[Order]:
     for seed in range(SEEDS):
         for volume, arm in product(CHECKED, ("gradual-3d", "self-train", "self-label", "flow")):
             yield quality(volume, default_interval(volume), arm, seed)
-        for volume in TASKS:
-            for arm in ("sli2vol+", "sli2vol"):
-                yield Order("flow", "flow", {"volume": volume, "arm": arm, "seed": seed, "settings": DEVICE})
+        yield from flows(("sli2vol+", "sli2vol"), seed)
+        for target, cubes in product(CLASSES, PAPER):
+            yield Order("gradual", "gradual", {"target": target, "cubes": cubes, "seed": seed, **DEVICE})
         for volume, budgets in BUDGETS.items():
             settings = {**SELF_TRAIN, "shapes": "auto"} if volume == "med_itksnap_mricrop" else SELF_TRAIN
             runs = [*product(budgets, SELECTORS), *([] if volume == "med_itksnap_mricrop" else [(FULL, "interval")])]
@@ -91,8 +100,16 @@ def orders() -> Iterator[Order]:
     for seed, interval, volume in product(range(SEEDS), (20, 5), CHECKED[1:]):
         for arm in ("self-label", "gradual-3d", "self-train", "flow"):
             yield quality(volume, interval, arm, seed)
-    for seed, volume, arm in product(range(SEEDS), TASKS, ("PL", "refined PL", "GEIG")):
-        yield Order("flow", "flow", {"volume": volume, "arm": arm, "seed": seed, "settings": DEVICE})
+    for seed in range(SEEDS):
+        yield from flows(("PL", "refined PL", "GEIG"), seed)
+
+
+def flows(arms: Iterable[str], seed: int) -> Iterator[Order]:
+    """Yield the runs from one annotated slice, of one structure each."""
+    for (volume, structures), arm in product(TASKS.items(), arms):
+        for structure in structures:
+            arguments = {"volume": volume, "arm": arm, "seed": seed, "settings": DEVICE, "structures": [structure]}
+            yield Order("flow", "flow", arguments)
 
 
 def quality(volume: str, interval: int, arm: str, seed: int) -> Order:
@@ -115,11 +132,7 @@ def missing(folder: Path) -> list[Order]:
         table: [row for place in {folder, RESULTS} for row in read_results(place / f"{table}-cuda.jsonl")]
         for table in tables
     }
-    return [
-        order
-        for order in orders()
-        if not any(all(row.get(name) == value for name, value in order.key().items()) for row in have[order.table])
-    ]
+    return [order for order in orders() if not any(map(order.answered_by, have[order.table]))]
 
 
 def work(folder: Path, claims: Path, until: float) -> None:
@@ -147,7 +160,8 @@ def work(folder: Path, claims: Path, until: float) -> None:
         file = os.open(folder / f"{order.table}-cuda.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.write(file, line.encode())
         os.close(file)
-        sys.stderr.write(f"{time.monotonic() - began:5.0f} s: {order.key()}\n")
+        told = [*order.key().values(), *order.arguments.get("structures", ())]
+        sys.stderr.write(f"{time.monotonic() - began:5.0f} s: {order.table} {told}\n")
 
 
 def missing_of(claims: Path) -> list[Order]:
@@ -171,7 +185,7 @@ def main() -> None:
     todo = missing(arguments.results)
     if arguments.list:
         for order in todo:
-            print(order.table, order.key())
+            print(order.table, order.key(), *order.arguments.get("structures", ()))
         return
     arguments.results.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as claims:

@@ -4,7 +4,6 @@ Geometry is one sampling grid per crop, so that cutting, flipping, rotating, zoo
 distances costs one interpolation; kornia and monai would interpolate once per transform and know no crop positions.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +53,7 @@ def random_grids(
     window: tuple[int, ...],
     centres: NDArray[np.float64],
     rng: np.random.Generator,
+    device: torch.device,
 ) -> Tensor:
     """Return one sampling grid per crop, for ``grid_sample`` with ``align_corners=False``.
 
@@ -69,6 +69,8 @@ def random_grids(
         Centre of each crop in its window, in pixels (h, w).
     rng : numpy.random.Generator
         Draws the transforms.
+    device : torch.device
+        Where the grids are made: few numbers go there, many come of them.
 
     Returns
     -------
@@ -76,36 +78,32 @@ def random_grids(
         Positions (w, h) from -1 to 1 over the window.
     """
     count, (height, width) = len(centres), crop
-    rows, columns = np.meshgrid(np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij")
-    grid = np.stack([rows, columns]).astype(np.float32)
     flips = rng.random((count, 3)) < 0.5
     angles = rng.uniform(-1, 1, count) * augmentation.rotation * (rng.random(count) < 0.7)
     scales = np.exp(rng.uniform(-1, 1, count) * augmentation.zoom)
-    grids = []
-    for number in range(count):
-        h, w = grid
-        if augmentation.flips:
-            h = -h if flips[number, 0] else h
-            w = -w if flips[number, 1] else w
-            if height == width and flips[number, 2]:
-                h, w = w, h
-        cos, sin = math.cos(angles[number]) * scales[number], math.sin(angles[number]) * scales[number]
-        grids.append(np.stack([cos * h - sin * w, sin * h + cos * w]) + centres[number][:, None, None])
-    # centres count pixel edges, grid_sample pixel centres
-    positions = torch.from_numpy(np.stack(grids).astype(np.float32))
+    cos, sin = np.cos(angles) * scales, np.sin(angles) * scales
+    turns = np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)], 1)
+    if augmentation.flips:
+        if height == width:
+            turns = np.where(flips[:, 2, None, None], turns[:, :, ::-1], turns)
+        turns *= np.where(flips[:, None, :2], -1.0, 1.0)
+    affine = np.concatenate([turns, centres[:, :, None]], 2).astype(np.float32)
+    down, right, centre = on_device(torch.from_numpy(affine), device)[..., None, None].unbind(2)
+    rows, columns = (torch.arange(size, device=device) - (size - 1) / 2 for size in crop)
+    positions = down * rows[:, None] + right * columns + centre
     if augmentation.elastic_px > 0:
-        positions = positions + _elastic(count, crop, augmentation.elastic_px, rng)
-    size = torch.tensor(window, dtype=torch.float32)[None, :, None, None]
-    return (positions * 2 / size - 1).permute(0, 2, 3, 1).flip(-1)
+        nodes = on_device(_elastic_nodes(count, crop, augmentation.elastic_px, rng), device)
+        positions = positions + functional.interpolate(nodes, size=crop, mode="bicubic", align_corners=False)
+    # centres count pixel edges, grid_sample pixel centres
+    axes = [position * 2 / size - 1 for position, size in zip(positions.unbind(1), window, strict=True)]
+    return torch.stack(axes[::-1], -1)
 
 
-def _elastic(count: int, crop: tuple[int, int], largest_px: float, rng: np.random.Generator) -> Tensor:
+def _elastic_nodes(count: int, crop: tuple[int, int], largest_px: float, rng: np.random.Generator) -> Tensor:
     nodes = [max(3, size // _ELASTIC_STEP) for size in crop]
     strength = rng.uniform(0, largest_px, count) * (rng.random(count) < 0.5)
     field = rng.standard_normal((count, 2, *nodes)) * strength[:, None, None, None]
-    return functional.interpolate(
-        torch.from_numpy(field.astype(np.float32)), size=crop, mode="bicubic", align_corners=False
-    )
+    return torch.from_numpy(field.astype(np.float32))
 
 
 def vary_intensity(images: Tensor, augmentation: Augmentation, rng: np.random.Generator) -> Tensor:

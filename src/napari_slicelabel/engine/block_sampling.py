@@ -173,8 +173,7 @@ class BlockPool:
         shifted = stacked([targets + np.uint8(1) for _, targets, _ in crops])
         human = stacked([human for _, _, human in crops])
         centres = np.full((count, 2), [float(size // 2) for size in self._window[1:]])
-        grids = random_grids(config.augmentation, (height, width), self._window[1:], centres, rng)
-        grids = on_device(grids, self._device)
+        grids = random_grids(config.augmentation, (height, width), self._window[1:], centres, rng, self._device)
 
         def warped(values: Tensor, mode: str, padding: str) -> Tensor:
             # the same in every plane: planes are channels of one 2D interpolation

@@ -178,8 +178,7 @@ class PlanePool:
         x = torch.stack([self._input(patch, window) for (patch, _, _), window in zip(picks, windows, strict=True)])
         target = torch.stack([patch.target[window] for (patch, _, _), window in zip(picks, windows, strict=True)])
         weight = on_device(torch.tensor([patch.weight for patch, _, _ in picks]), x.device)
-        grids = random_grids(self.config.augmentation, self.config.crop, self._window, centres, self._rng)
-        grids = on_device(grids, x.device)
+        grids = random_grids(self.config.augmentation, self.config.crop, self._window, centres, self._rng, x.device)
         x = functional.grid_sample(x, grids, mode="bilinear", padding_mode="border", align_corners=False)
         # uint8 wraps round: 255, unknown, becomes 0, which is what grid_sample gives outside the window
         shifted = (target + 1)[:, None].float()
