@@ -114,3 +114,14 @@ def test_bounds() -> None:
 )
 def test_a_config_says_whether_networks_in_3d_are_needed(method: str, values: dict[str, object], in_3d: bool) -> None:
     assert build_config(method, values).in_3d == in_3d
+
+
+def test_a_gpu_gets_larger_batches_unless_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("napari_slicelabel.engine.devices.on_gpu", lambda device: device != "cpu")
+    for name, usual in (("self-label", 8), ("gradual-3d", 2), ("self-train", 2)):
+        crops = {device: build_config(name, {"device": device}).crops for device in ("cpu", "cuda")}  # type: ignore[attr-defined]
+        assert crops == {"cpu": usual, "cuda": 4 * usual}, name
+        assert build_config(name, {"device": "cuda", "batch": 3}).crops == 3  # type: ignore[attr-defined]
+    # what was published says how large it was
+    for name, published in (("self-label", 16), ("gradual-3d", 2), ("self-train", 2)):
+        assert build_config(name, {"device": "cuda", "preset": "paper"}).crops == published  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BLOCK = (64, 512, 512)
 """Volumes larger than this are read in parts, so that a fixed memory can hold parts of many."""
 
-# A window is cut larger than the crop by this factor: what rotation and zoom can reach.
+# A window is cut larger than the crop by this factor, where there is as much: what rotation and zoom can reach.
 _REACH = 1.35
 # Positions kept per class and block to centre crops on.
 _MOST_POSITIONS = 4096
@@ -145,12 +145,15 @@ class BlockPool:
         self.config = config
         self._image_channels, self._shapes = image_channels, shapes
         self._device, self._rng = device, rng
-        self._window = (config.crop[0], *(math.ceil(size * _REACH) for size in config.crop[1:]))
         kept = []
         for block in blocks:
             kept.append(block)
             if sum(other.nbytes for other in kept) > budget_bytes:
                 break
+        largest = [max(sizes) for sizes in zip(*(block.box.shape[1:] for block in kept), strict=True)]
+        reach = [math.ceil(size * _REACH) for size in config.crop[1:]]
+        # no more than there is: what is not in the window is continued from its border
+        self._window = (config.crop[0], *map(min, reach, largest))
         self._human = _Places([(block, block.human & (block.targets[0] != IGNORE)) for block in kept], rng)
         self._machine = _Places([(block, ~block.human & (block.targets[0] != IGNORE)) for block in kept], rng)
 
@@ -168,11 +171,11 @@ class BlockPool:
         def stacked(arrays: "Sequence[NDArray[np.generic]]") -> Tensor:
             return on_device(torch.stack([torch.from_numpy(array) for array in arrays]), self._device)
 
-        x = stacked([image for image, _, _ in crops]).float()
+        x = stacked([image for image, _, _, _ in crops]).float()
         # uint8 wraps round: 255, unknown, becomes 0, which is what grid_sample gives outside the window
-        shifted = stacked([targets + np.uint8(1) for _, targets, _ in crops])
-        human = stacked([human for _, _, human in crops])
-        centres = np.full((count, 2), [float(size // 2) for size in self._window[1:]])
+        shifted = stacked([targets + np.uint8(1) for _, targets, _, _ in crops])
+        human = stacked([human for _, _, human, _ in crops])
+        centres = np.array([centre for *_, centre in crops])
         grids = random_grids(config.augmentation, (height, width), self._window[1:], centres, rng, self._device)
 
         def warped(values: Tensor, mode: str, padding: str) -> Tensor:
@@ -192,20 +195,24 @@ class BlockPool:
         varied = vary_intensity(images.flatten(1, 2), config.augmentation, rng).view_as(images)
         return Batch(torch.cat([varied, x[:, self._image_channels :]], 1), targets.squeeze(1), weight)
 
-    def _cut(self) -> "tuple[NDArray[np.float16], NDArray[np.uint8], NDArray[np.bool_]]":
-        """Return a window around a place that is drawn: input (c, ...), targets (n, ...) and who painted it."""
+    def _cut(self) -> "tuple[NDArray[np.float16], NDArray[np.uint8], NDArray[np.bool_], tuple[float, ...]]":
+        """Return a window around a place that is drawn: input (c, ...), targets (n, ...), who painted it, and where.
+
+        The last are the crop's centre in the plane, in pixels of the window.
+        """
         rng, config = self._rng, self.config
         use_human = not self._machine or (bool(self._human) and rng.random() < config.human)
         block, place = (self._human if use_human else self._machine).draw(config.foreground)
-        start = []
-        for size, reach, crop, wanted in zip(block.box.shape, self._window, config.crop, place, strict=True):
+        start, centre = [], []
+        for size, window, crop, wanted in zip(block.box.shape, self._window, config.crop, place, strict=True):
             middle = int(wanted) + int(rng.integers(-crop // 4, crop // 4 + 1))
-            # the crop stays inside; the window around it may reach out
+            # the crop stays inside, and so does the window around it where the block is large enough
             middle = size // 2 if size <= crop else min(max(middle, crop // 2), size - crop // 2)
-            start.append(middle - reach // 2)
-        window = Box(tuple(start), tuple(a + n for a, n in zip(start, self._window, strict=True)))
-        inside = window.clip(block.box.shape)
-        pads = [(b - a, d - c) for a, b, c, d in zip(window.start, inside.start, inside.stop, window.stop, strict=True)]
+            start.append(middle - window // 2 if size < window else min(max(middle - window // 2, 0), size - window))
+            centre.append(float(middle - start[-1]))
+        around = Box(tuple(start), tuple(a + n for a, n in zip(start, self._window, strict=True)))
+        inside = around.clip(block.box.shape)
+        pads = [(b - a, d - c) for a, b, c, d in zip(around.start, inside.start, inside.stop, around.stop, strict=True)]
         image = block.image[:, *inside.slices]
         targets, human = block.targets[:, *inside.slices], block.human[inside.slices]
         if self._shapes.classes:
@@ -225,7 +232,8 @@ class BlockPool:
             image = np.pad(image, [(0, 0), *pads], mode="edge")
             targets = np.pad(targets, [(0, 0), *pads], constant_values=IGNORE)
             human = np.pad(human, pads)
-        return np.ascontiguousarray(image), np.ascontiguousarray(targets), np.ascontiguousarray(human)
+        parts = (np.ascontiguousarray(image), np.ascontiguousarray(targets), np.ascontiguousarray(human))
+        return *parts, tuple(centre[1:])
 
     def _shape(self, volume: str, box: Box, index: int | None) -> "tuple[NDArray[np.float16], list[int]]":
         """Return the shapes that a crop is shown, and the slices that give themselves away by them."""

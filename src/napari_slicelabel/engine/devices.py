@@ -5,6 +5,8 @@ from torch import Tensor
 
 from napari_slicelabel.errors import DeviceError
 
+_TIMES_ON_GPU = 4
+
 
 def resolve_device(name: str) -> torch.device:
     """Return the device that ``auto``, ``cpu`` or ``cuda`` stands for.
@@ -23,6 +25,14 @@ def resolve_device(name: str) -> torch.device:
 def on_gpu(name: str) -> bool:
     """Return whether what ``auto``, ``cpu`` or ``cuda`` stands for is a GPU; does not raise."""
     return name != "cpu" and resolve_device("auto").type == "cuda"
+
+
+def crops_per_step(batch: int, usual: int, device: str) -> int:
+    """Return `batch`, or where that is 0 what is usual on a CPU, and four times as many on a GPU.
+
+    A step of the usual number of crops leaves a GPU waiting for the next instruction most of the time.
+    """
+    return batch or usual * (_TIMES_ON_GPU if on_gpu(device) else 1)
 
 
 def on_device(tensor: Tensor, device: torch.device) -> Tensor:

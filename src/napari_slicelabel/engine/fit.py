@@ -136,10 +136,10 @@ class Trainer(Generic[NetworkT]):
         self._shared: nn.Module = self.network
         self._backward: Callable[[Tensor], object] = Tensor.backward
         self._alone = True
+        # collected once: walking through the modules takes longer than the GPU takes for what is done with them
+        self._weights = [*self.network.parameters()]
         self._mean = _RunningMean(self.network, config.ema)
-        self._optimizer = torch.optim.AdamW(
-            self.network.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
-        )
+        self._optimizer = self._new_optimizer()
         self._scaler = torch.amp.GradScaler(device.type, enabled=working_dtype(device) == torch.float16)
 
     @property
@@ -184,17 +184,18 @@ class Trainer(Generic[NetworkT]):
     def _step(self, batch: Batch) -> Tensor:
         for group in self._optimizer.param_groups:
             group["lr"] = self.config.learning_rate * self.config.rate(self.step_number)
-        self.network.train()
+        if not self.network.training:
+            self.network.train()
         with autocast(self.device):
             output = self._shared(batch.x.contiguous(memory_format=self._format))
         loss = self._loss(output, batch)
         self._optimizer.zero_grad()
         self._backward(self._scaler.scale(loss))
         self._scaler.unscale_(self._optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), _CLIP_NORM)
+        nn.utils.clip_grad_norm_(self._weights, _CLIP_NORM)
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._mean.update(self.network, self.step_number)
+        self._mean.update(self.step_number)
         self.step_number += 1
         return loss.detach()
 
@@ -204,8 +205,16 @@ class Trainer(Generic[NetworkT]):
     def restart(self, config: FitConfig) -> None:
         """Begin a new schedule with a fresh optimiser; the weights stay."""
         self.config = config
-        self._optimizer = torch.optim.AdamW(
-            self.network.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        self._optimizer = self._new_optimizer()
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        config = self.config
+        return torch.optim.AdamW(
+            self._weights,
+            config.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=config.weight_decay,
+            fused=self.device.type == "cuda",
         )
 
     def parts(self) -> dict[str, Any]:
@@ -280,14 +289,15 @@ class _RunningMean(nn.Module):
         super().__init__()
         self.module = copy.deepcopy(network)
         self._decay = decay
+        self._means: list[Tensor] = [*self.module.parameters()]
+        self._values: list[Tensor] = [*network.parameters()]
+        self._buffers_of_both = [*zip(self.module.buffers(), network.buffers(), strict=True)]
 
     @torch.no_grad()
-    def update(self, network: nn.Module, seen: int) -> None:
-        """Take in another network's weights, after `seen` others: the decay is at most t / (9 + t) after t of them."""
-        means: list[Tensor] = [*self.module.parameters()]
-        values: list[Tensor] = [*network.parameters()]
+    def update(self, seen: int) -> None:
+        """Take in the network's weights, after `seen` others: the decay is at most t / (9 + t) after t of them."""
         # the random start is forgotten
         share = 1.0 if seen == 0 else 1 - min(self._decay, (seen + 1) / (10 + seen))
-        torch._foreach_lerp_(means, values, share)
-        for mean, value in zip(self.module.buffers(), network.buffers(), strict=True):
+        torch._foreach_lerp_(self._means, self._values, share)
+        for mean, value in self._buffers_of_both:
             mean.copy_(value)

@@ -44,6 +44,7 @@ def refinement_config(
     return VolumeLearningConfig(
         iterations=iterations,
         width=width,
+        batch=2,
         crop_px=min(crop_px, _MOST_CROP_PX),
         shapes="off",
         coordinates="on",

@@ -23,7 +23,7 @@ from napari_slicelabel.engine.confidence import (
 )
 from napari_slicelabel.engine.config import Devices
 from napari_slicelabel.engine.context import Slot
-from napari_slicelabel.engine.devices import on_gpu
+from napari_slicelabel.engine.devices import crops_per_step, on_gpu
 from napari_slicelabel.engine.events import Event, Progress, SliceDone
 from napari_slicelabel.engine.fit import Crops, FitConfig, NetworkT, Trainer
 from napari_slicelabel.engine.flow_config import FlowShareConfig
@@ -102,7 +102,9 @@ class VolumeLearningConfig(FlowShareConfig):
     crop_depth: int = Field(
         8, ge=4, le=512, multiple_of=4, json_schema_extra={"step": 4}, description="Largest crop, in slices."
     )
-    batch: int = Field(2, ge=1, le=64, json_schema_extra={"step": 1}, description="Crops per step.")
+    batch: int = Field(
+        0, ge=0, le=64, json_schema_extra={"step": 1}, description="Crops per step; 0: 2, and 8 on a GPU."
+    )
     foreground_share: float = Field(
         0.67, ge=0.0, le=1.0, json_schema_extra={"step": 0.01}, description="Share of crops centred on a class."
     )
@@ -145,6 +147,11 @@ class VolumeLearningConfig(FlowShareConfig):
     def in_3d(self) -> bool:
         """Whether a run of it needs networks in 3D."""
         return True
+
+    @property
+    def crops(self) -> int:
+        """Crops per step, here."""
+        return crops_per_step(self.batch, 2, self.device)
 
 
 class _Shapes(ShapesOf):
@@ -276,7 +283,7 @@ class VolumeLearner:
 
     def trainer(self, steps: int) -> Trainer[VolumeNetwork]:
         """Return a new network with its optimiser, for a schedule of `steps`."""
-        return Trainer(VolumeNetwork(self.network), self.fit(steps), self.config.batch, self.context.device)
+        return Trainer(VolumeNetwork(self.network), self.fit(steps), self.config.crops, self.context.device)
 
     def fit(self, steps: int) -> FitConfig:
         """Return how a network is trained in `steps`."""

@@ -128,7 +128,10 @@ class VolumeNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.base = _base(config)
-        self._shape_channels = [1 + config.classes.index(value) for value in config.shape_classes]
+        channels = [1 + config.classes.index(value) for value in config.shape_classes]
+        # a tensor made in `forward` would be copied, and a GPU waited for, at every step
+        self._shape_channels: Tensor
+        self.register_buffer("_shape_channels", torch.tensor(channels, dtype=torch.int64), persistent=False)
         self.slope = nn.Parameter(torch.tensor(8.0))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -145,10 +148,10 @@ class VolumeNetwork(nn.Module):
             Channel 0 is background.
         """
         logits: Tensor = self.base(x).float()
-        if not self._shape_channels:
+        if not len(self._shape_channels):
             return logits
         shape = x[:, -len(self._shape_channels) :].float() * self.slope
-        return logits.index_add(1, torch.tensor(self._shape_channels, device=x.device), shape)
+        return logits.index_add(1, self._shape_channels, shape)
 
 
 def _base(config: VolumeNetworkConfig) -> nn.Module:

@@ -204,9 +204,9 @@ def work(stacks: Sequence[Stack], classes: int, config: GradualConfig) -> Work:
         rounds=rounds,
         steps=steps,
         predictions=predictions,
-        step_s=config.batch * crop / 1e6 * train_s,
+        step_s=config.crops * crop / 1e6 * train_s,
         prediction_s=pixels / 1e6 * predict_s,
-        memory_bytes=int(700 * 2**20 + pool + config.batch * crop * (config.width / 16) * 1500),
+        memory_bytes=int(700 * 2**20 + pool + config.crops * crop * (config.width / 16) * 1500),
     )
     return and_flow(learning, stacks, classes, config)
 

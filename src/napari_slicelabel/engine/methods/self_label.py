@@ -29,7 +29,7 @@ from napari_slicelabel.engine.confidence import (
 )
 from napari_slicelabel.engine.config import Devices
 from napari_slicelabel.engine.context import Slot, fill_state, filled_before
-from napari_slicelabel.engine.devices import on_gpu
+from napari_slicelabel.engine.devices import crops_per_step, on_gpu
 from napari_slicelabel.engine.events import Event, Progress, SliceDone
 from napari_slicelabel.engine.fit import Trainer
 from napari_slicelabel.engine.flow import between
@@ -165,7 +165,9 @@ class SelfLabelConfig(FlowShareConfig):
     human_share: float = Field(
         0.75, ge=0.0, le=1.0, json_schema_extra={"step": 0.05}, description="Share of crops from human slices."
     )
-    batch: int = Field(8, ge=1, le=512, json_schema_extra={"step": 1}, description="Crops per step.")
+    batch: int = Field(
+        0, ge=0, le=512, json_schema_extra={"step": 1}, description="Crops per step; 0: 8, and 32 on a GPU."
+    )
     crop_px: int = Field(
         128, ge=32, le=1024, multiple_of=16, json_schema_extra={"step": 16}, description="Largest crop to train on."
     )
@@ -220,6 +222,11 @@ class SelfLabelConfig(FlowShareConfig):
         description="Memory for planes to learn from, in MiB.",
     )
 
+    @property
+    def crops(self) -> int:
+        """Crops per step, here."""
+        return crops_per_step(self.batch, 8, self.device)
+
 
 def propagate(context: "RunContext", config: SelfLabelConfig) -> Iterator[Event]:
     """Train on the annotated slices, advance the fronts round by round, then fill everything with the last network.
@@ -267,7 +274,7 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfLabelConfig) -> Work
     steps = config.iterations + rounds * config.round_iterations
     if config.round_epochs:
         planes = [annotated + sum(len(slices) for front in fronts for slices in front[: n + 1]) for n in range(rounds)]
-        steps = config.iterations + sum(config.round_epochs * math.ceil(count / config.batch) for count in planes)
+        steps = config.iterations + sum(config.round_epochs * math.ceil(count / config.crops) for count in planes)
     # each slice once in its round; with refresh again in every later round, and at the end
     again = [len(slices) * (len(front) - 1 - n) for front in fronts for n, slices in enumerate(front)]
     first = sum(len(slices) for front in fronts for slices in front)
@@ -280,7 +287,7 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfLabelConfig) -> Work
     if config.shapes != "off":
         # at most: not where no class turns out to have a place
         steps += config.transfer_iterations
-    crops = config.batch * min(config.crop_px**2, pixels)
+    crops = config.crops * min(config.crop_px**2, pixels)
     wide = (config.width / 16) ** 2
     train_s, predict_s = (_TRAIN_CUDA_S, _PREDICT_CUDA_S) if on_gpu(config.device) else (_TRAIN_S, _PREDICT_S)
     pool = min(config.pool_mb * 2**20, (annotated + filled) * pixels * _BYTES_PER_PIXEL)
@@ -451,7 +458,7 @@ class SelfLabelling:
 
     def _trainer(self, network: NetworkConfig, steps: int) -> Trainer[SliceNetwork]:
         fit = fit_config(self.config, steps)
-        return Trainer(SliceNetwork(network), fit, self.config.batch, self.context.device)
+        return Trainer(SliceNetwork(network), fit, self.config.crops, self.context.device)
 
     def _train(self, trainer: Trainer[SliceNetwork], pool: PlanePool, steps: int, stage: str) -> Iterator[Event]:
         return train(self.context, trainer, pool, steps, stage, devices=self.config.devices)
@@ -473,7 +480,7 @@ class SelfLabelling:
         steps = self.config.round_iterations
         if self.config.round_epochs:
             planes = len(reached) + len(self.rounds[number]) + len(self.known.human_slots())
-            steps = self.config.round_epochs * math.ceil(planes / self.config.batch)
+            steps = self.config.round_epochs * math.ceil(planes / self.config.crops)
         if self.config.fresh_optimizer:
             trainer.restart(trainer.config)
         pool = self._pool((*reached, *self.rounds[number]))

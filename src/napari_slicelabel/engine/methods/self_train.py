@@ -30,7 +30,7 @@ from napari_slicelabel.engine.blocks import BlockPredictor, crop_size
 from napari_slicelabel.engine.confidence import FOLDS, LEAST_FOR_CALIBRATION, Calibration, Labelled, label, true_dice
 from napari_slicelabel.engine.context import Slot, fill_state, filled_before
 from napari_slicelabel.engine.densevoxnet import DenseVoxNet
-from napari_slicelabel.engine.devices import on_gpu
+from napari_slicelabel.engine.devices import crops_per_step, on_gpu
 from napari_slicelabel.engine.events import Event, Metric, Progress
 from napari_slicelabel.engine.fit import Trainer
 from napari_slicelabel.engine.flow_share import FlowShare, and_flow
@@ -86,6 +86,7 @@ class SelfTrainConfig(VolumeLearningConfig):
             "shapes": "off",
             "in_slices": "1",
             "plane_iterations": 2000,
+            "plane_batch": 8,
             "iterations": 2000,
             "random_iterations": 1000,
             "nearest_iterations": 1000,
@@ -123,7 +124,9 @@ class SelfTrainConfig(VolumeLearningConfig):
     plane_iterations: int = Field(
         150, ge=1, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps of the 2D network."
     )
-    plane_batch: int = Field(8, ge=1, le=512, json_schema_extra={"step": 1}, description="2D crops per step.")
+    plane_batch: int = Field(
+        0, ge=0, le=512, json_schema_extra={"step": 1}, description="2D crops per step; 0: 8, and 32 on a GPU."
+    )
     in_slices: Literal["1", "3"] = Field("3", description="Neighbouring planes that the 2D network sees.")
     random_iterations: int = Field(
         60,
@@ -181,6 +184,11 @@ class SelfTrainConfig(VolumeLearningConfig):
         json_schema_extra={"step": 0.01},
         description="How far below the best set's Dice on held-out slices another may be to have a vote.",
     )
+
+    @property
+    def plane_crops(self) -> int:
+        """2D crops per step, here."""
+        return crops_per_step(self.plane_batch, 8, self.device)
 
 
 def propagate(context: "RunContext", config: SelfTrainConfig) -> Iterator[Event]:
@@ -268,10 +276,10 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfTrainConfig) -> Work
     times = 2 if config.trial == "auto" and annotated >= LEAST_FOR_CALIBRATION else 1
     crop = min(config.crop_px**2, pixels) * min(config.crop_depth, max(stack.slices for stack in stacks))
     train_s, predict_s = voxel_seconds(config)
-    plane_crops = config.plane_batch * min(config.crop_px**2, pixels)
+    plane_crops = config.plane_crops * min(config.crop_px**2, pixels)
     meta_steps = config.random_iterations + config.nearest_iterations
     meta_cost = _META_COST if config.meta_model == "densevoxnet" else 1.0
-    voxels = _PLANE_COST * config.plane_iterations * plane_crops + config.batch * crop * (
+    voxels = _PLANE_COST * config.plane_iterations * plane_crops + config.crops * crop * (
         meta_cost * meta_steps + steps - config.plane_iterations - meta_steps
     )
     pool = min(config.pool_mb * 2**20, filled * pixels * _BYTES_PER_VOXEL)
@@ -282,7 +290,7 @@ def work(stacks: Sequence[Stack], classes: int, config: SelfTrainConfig) -> Work
         step_s=voxels / 1e6 * train_s / steps,
         # 3D network, meta-model, and up to three times the 2D network
         prediction_s=times * 5 * max(pixels / 1e6 * predict_s, LEAST_PREDICTION_S * on_gpu(config.device)),
-        memory_bytes=int(800 * 2**20 + pool + config.batch * crop * 4000),
+        memory_bytes=int(800 * 2**20 + pool + config.crops * crop * 4000),
     )
     return and_flow(learning, stacks, classes, config)
 
@@ -412,7 +420,7 @@ class SelfTraining:
         trainer = Trainer(
             SliceNetwork(self.planes),
             self.learner.fit(config.plane_iterations),
-            config.plane_batch,
+            config.plane_crops,
             self.context.device,
         )
         yield from self.learner.train(trainer, self._plane_pool(), config.plane_iterations, self._named("planes"))
@@ -579,7 +587,7 @@ class SelfTraining:
         fit = fit_config(config, steps, running_mean=not batch_norm)
         # as many voxels in a step as the 3D network sees, although crops may have to be deeper
         share = math.prod(self.learner.sampling.crop) / math.prod(self._meta_crop())
-        batch = max(1, round(config.batch * share))
+        batch = max(1, round(config.crops * share))
         meta = self._meta()
         if config.meta_model == "3d":
             meta.network.load_state_dict(fitted(tensors, meta.network, self._channels_of_image()))
