@@ -242,7 +242,7 @@ def test_the_running_mean_is_that_of_torch_and_follows_the_buffers() -> None:
             for value in network.parameters():
                 value.normal_()
             torchs.update_parameters(network)
-        ours.update(network, seen)
+        ours.update(seen)
     for name, value in torchs.module.state_dict().items():
         torch.testing.assert_close(ours.module.state_dict()[name], value)
 

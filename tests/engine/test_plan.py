@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def _gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if there were one."""
-    for module in ("plan", "flow", "volume_learning", "methods.self_label", "methods.self_train"):
+    for module in ("devices", "plan", "flow", "volume_learning", "methods.self_label", "methods.self_train"):
         monkeypatch.setattr(f"napari_slicelabel.engine.{module}.on_gpu", lambda device: device != "cpu")
 
 
