@@ -43,6 +43,10 @@ ARMS: dict[str, tuple[str, dict[str, object]]] = {
     "gradual-3d": ("gradual-3d", {}),
     "self-train, flow=off": ("self-train", {"flow": "off"}),
     "self-train": ("self-train", {}),
+    # as on a CPU, for runs on a GPU
+    "self-label, batch=8": ("self-label", {"transfer_iterations": 0, "batch": 8}),
+    "gradual-3d, batch=2": ("gradual-3d", {"batch": 2}),
+    "self-train, batch=2": ("self-train", {"batch": 2, "plane_batch": 8}),
 }
 
 
@@ -112,7 +116,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--volumes", nargs="+", default=list(CHECKED))
     parser.add_argument("--every", nargs="+", type=int, help="0 = one slice; by default 5 on em_vnc, 10 elsewhere")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    usual = [arm for arm in ARMS if "batch" not in arm]
+    parser.add_argument("--arms", nargs="+", default=usual, choices=list(ARMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
