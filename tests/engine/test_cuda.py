@@ -6,6 +6,7 @@ The contract of the methods is run there with ``SLICELABEL_TEST_DEVICE=cuda pyte
 from __future__ import annotations
 
 import gc
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,17 +74,25 @@ SHORT: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.fixture
-def small_memory() -> Iterator[None]:
-    """Leaves this process what is in use already and 96 MiB of the GPU's memory."""
+@contextmanager
+def left(megabytes: int) -> Iterator[None]:
+    """Leave this process what is in use already and so much more of the GPU's memory."""
     gc.collect()
     torch.cuda.init()
     torch.zeros(1, device=GPU)
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(GPU).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 96 * 2**20) / total)
-    yield
-    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + megabytes * 2**20) / total)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.fixture
+def small_memory() -> Iterator[None]:
+    with left(96):
+        yield
 
 
 def labels_of(project: Project) -> NDArray[np.uint8]:
@@ -223,15 +232,8 @@ def test_a_full_memory_halves_the_tiles() -> None:
 
 
 def test_a_memory_that_is_far_too_small_is_said_in_one_line(painted: Project) -> None:
-    total = torch.cuda.get_device_properties(GPU).total_memory
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 4 * 2**20) / total)
-    try:
-        with pytest.raises(DeviceError, match="memory") as told:
-            list(run(painted, build_config("self-label", {"device": "cuda", **SHORT["self-label"]})))
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
+    with left(4), pytest.raises(DeviceError, match="memory") as told:
+        list(run(painted, build_config("self-label", {"device": "cuda", **SHORT["self-label"]})))
     assert "\n" not in str(told.value)
     # nothing painted is lost, and the run can go on when there is room again
     assert painted.annotation("tiny").complete("z") == (2, 7, 12)

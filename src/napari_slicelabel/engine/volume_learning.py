@@ -285,10 +285,10 @@ class VolumeLearner:
         """Return a new network with its optimiser, for a schedule of `steps`."""
         return Trainer(VolumeNetwork(self.network), self.fit(steps), self.config.crops, self.context.device)
 
-    def fit(self, steps: int) -> FitConfig:
-        """Return how a network is trained in `steps`."""
-        # the running mean knows nothing of batch norm's statistics
-        return fit_config(self.config, steps, running_mean=self.config.network != "densevoxnet")
+    def fit(self, steps: int, *others: str) -> FitConfig:
+        """Return how a network is trained in `steps`, the config's or one with `others` in it as well."""
+        # batch norm's statistics belong to the weights themselves, not to their running mean
+        return fit_config(self.config, steps, running_mean="densevoxnet" not in (self.config.network, *others))
 
     def pool(self, *, pseudo: bool, without: Collection[Slot] = ()) -> BlockPool:
         """Return the blocks to learn from, those with human labels first, each kind in random order.

@@ -41,7 +41,6 @@ from napari_slicelabel.engine.networks import OUTPUT_STRIDE, NetworkConfig, Slic
 from napari_slicelabel.engine.planes import PlaneReader
 from napari_slicelabel.engine.predict import Band, predict_bands, with_smaller_tiles
 from napari_slicelabel.engine.sampling import Plane, PlanePool, SamplingConfig
-from napari_slicelabel.engine.training import fit_config
 from napari_slicelabel.engine.volume_learning import (
     VolumeLearner,
     VolumeLearningConfig,
@@ -581,10 +580,7 @@ class SelfTraining:
             return
         config = self.config
         loss = MetaLoss(config.dice_weight, self.context.rng)
-        # batch norm's statistics belong to the weights themselves, not to their running mean
-        batch_norm = "densevoxnet" in (config.meta_model, config.network)
-        steps = config.random_iterations + config.nearest_iterations
-        fit = fit_config(config, steps, running_mean=not batch_norm)
+        fit = self.learner.fit(config.random_iterations + config.nearest_iterations, config.meta_model)
         # as many voxels in a step as the 3D network sees, although crops may have to be deeper
         share = math.prod(self.learner.sampling.crop) / math.prod(self._meta_crop())
         batch = max(1, round(config.crops * share))
