@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from napari_slicelabel.data.volume import Volume
 from napari_slicelabel.engine.augment import NO_AUGMENTATION, Augmentation
 from napari_slicelabel.engine.fit import FitConfig, Trainer, _RunningMean, check_loss
+from napari_slicelabel.engine.instance_norm import InstanceNorm, with_instance_norm
 from napari_slicelabel.engine.losses import masked_losses
 from napari_slicelabel.engine.networks import ANDERSON, NetworkConfig, SliceNetwork, load_network
 from napari_slicelabel.engine.planes import PlaneReader
@@ -361,3 +362,28 @@ def test_a_part_of_a_plane_is_the_part_of_the_plane(axis: str) -> None:
     # neighbours in order, each with all its channels; the last slice repeats beyond the end
     assert np.array_equal(reader.read_whole(0)[0:2], reader.read_whole(0)[2:4])
     np.testing.assert_array_equal(reader.read_whole(3)[2:4], whole[0:2])
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(("norm", "shape"), [(nn.InstanceNorm2d, (2, 6, 5, 7)), (nn.InstanceNorm3d, (2, 6, 3, 5, 7))])
+def test_our_instance_norm_is_that_of_torch(
+    norm: type[nn.InstanceNorm2d | nn.InstanceNorm3d], shape: tuple[int, ...], affine: bool
+) -> None:
+    torch.manual_seed(0)
+    plain = norm(6, affine=affine)
+    for value in plain.parameters():
+        nn.init.normal_(value)
+    network = with_instance_norm(nn.Sequential(nn.ReLU(), nn.Sequential(plain)))
+    own = network[1][0]  # type: ignore[index]
+    assert isinstance(own, InstanceNorm)
+    # so that models saved before can be read
+    assert own.state_dict().keys() == plain.state_dict().keys()
+    results = []
+    for layer in (plain, own):
+        torch.manual_seed(1)
+        x = (3 * torch.randn(shape) + 1).requires_grad_()
+        found = layer(x)
+        (found**3).sum().backward()
+        results.append([found, x.grad, *(value.grad.clone() for value in layer.parameters())])  # type: ignore[union-attr]
+        layer.zero_grad()
+    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)

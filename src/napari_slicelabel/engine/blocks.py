@@ -403,7 +403,7 @@ def predict_blocks(
     total = torch.zeros((), device=device)
     for dims in _MIRRORS if mirror else _MIRRORS[:1]:
         with autocast(device):
-            logits = network(tensor.flip(dims).contiguous(memory_format=memory_format(device, 3)))
+            logits = network(tensor.flip(dims).contiguous(memory_format=memory_format(device, 3, predicting=True)))
         total = total + logits.float().softmax(1).flip(dims)
     probability: NDArray[np.float32] = total[:count, :, : size[0], : size[1], : size[2]].cpu().numpy()
     probability /= probability.sum(1, keepdims=True)

@@ -38,13 +38,17 @@ def autocast(device: torch.device) -> AbstractContextManager[None]:
     return context
 
 
-def memory_format(device: torch.device, dimensions: int = 2) -> torch.memory_format:
-    """Return the layout of images, or of volumes, that convolutions are fastest in on a device.
+def memory_format(device: torch.device, dimensions: int = 2, *, predicting: bool = False) -> torch.memory_format:
+    """Return the layout of images, or of volumes, that networks are fastest with on a device.
 
-    Channels last for images on a GPU. On CPUs instance norm copies such images back and forth: a step took 1.3 times as
-    long; and for volumes a GPU was no faster with it, with small crops 1.2 times as slow.
+    Channels last for images on a GPU, and on CPUs for what is predicted: 1.5 times as fast in 2D and 1.2 times in 3D.
+    Training on CPUs is no faster with it, nor are volumes on a GPU, with small crops 1.2 times as slow.
     """
-    return torch.channels_last if device.type == "cuda" and dimensions == 2 else torch.contiguous_format
+    if device.type == "cuda":
+        return torch.channels_last if dimensions == 2 else torch.contiguous_format
+    if predicting:
+        return torch.channels_last if dimensions == 2 else torch.channels_last_3d
+    return torch.contiguous_format
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from napari_slicelabel.engine.instance_norm import with_instance_norm
 from napari_slicelabel.errors import InputError, MissingFileError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class SliceNetwork(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.base = _base(config)
+        self.base = with_instance_norm(_base(config))
         channels = [1 + config.classes.index(value) for value in config.shape_classes]
         # a tensor made in `forward` would be copied, and a GPU waited for, at every step
         self._shape_channels: Tensor

@@ -165,7 +165,7 @@ def predict_tile(
     total = torch.zeros((), device=device)
     for dims in _MIRRORS if network.config.mirror and mirror else _MIRRORS[:1]:
         with autocast(device):
-            logits = network(tensor.flip(dims).contiguous(memory_format=memory_format(device)))
+            logits = network(tensor.flip(dims).contiguous(memory_format=memory_format(device, predicting=True)))
         total = total + logits.softmax(1).flip(dims)
     probability: NDArray[np.float32] = total[0, :, :height, :width].cpu().numpy()
     probability /= probability.sum(0, keepdims=True)

@@ -12,6 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from napari_slicelabel.engine.instance_norm import with_instance_norm
+
 Triple = tuple[int, int, int]
 Architecture = Literal["dynunet", "unet", "densevoxnet"]
 
@@ -127,7 +129,7 @@ class VolumeNetwork(nn.Module):
     def __init__(self, config: VolumeNetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.base = _base(config)
+        self.base = with_instance_norm(_base(config))
         channels = [1 + config.classes.index(value) for value in config.shape_classes]
         # a tensor made in `forward` would be copied, and a GPU waited for, at every step
         self._shape_channels: Tensor
