@@ -151,6 +151,7 @@ class TestContract:
         trained = sum(isinstance(event, Progress) and not event.message for event in events)
         judged = sum(isinstance(event, Progress) and event.stage == "calibrate" for event in events)
         written = sum(isinstance(event, SliceDone) for event in events)
+        assert RunRecord.load(painted.run_folder(events[0].run_id)).measured == bool(judged)
         assert size.work.steps - trained in (0, case.settings.get("transfer_iterations"))
         assert size.work.predictions == written + (judged if case.method != "interpolate" else 0)
         assert size.work.seconds > 0

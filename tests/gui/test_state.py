@@ -84,6 +84,13 @@ def test_a_killed_run_can_go_on_unless_one_is_at_work() -> None:
     assert resolve(project, LAYERS, RunState(phase="running"), RunPlan()).resumable is None
 
 
+def test_a_run_says_whether_it_measured_how_sure_it_may_be() -> None:
+    runs = (RunFacts("r1", "flow", "finished", measured=False), RunFacts("r2", "flow", "finished"))
+    for shown, measured in (("r1", False), ("r2", True), ("", True)):
+        project = replace(PROJECT, runs=runs, shown_run=shown, scores=scores([0.5] * 10))
+        assert resolve(project, LAYERS, RunState(), RunPlan()).measured == measured
+
+
 def test_a_problem_of_the_plan_keeps_run_from_being_pressed() -> None:
     assert not resolve(PROJECT, LAYERS, RunState(), RunPlan(problem="Paint at least one slice first.")).can_run
     assert resolve(PROJECT, LAYERS, RunState(), RunPlan()).can_run

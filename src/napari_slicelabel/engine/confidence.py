@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
     from napari_slicelabel.engine.predict import Band
 
-LEAST_FOR_CALIBRATION = 3
-"""Annotated slices that it takes to hold some out."""
-
 FOLDS = 2
 """Parts that annotated slices are held out in."""
 

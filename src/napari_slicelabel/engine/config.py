@@ -12,6 +12,9 @@ from napari_slicelabel.errors import InputError
 
 # Annotations are evaluated by pydantic when the class is made: no `from __future__ import annotations` here.
 
+LEAST_FOR_CALIBRATION = 3
+"""Annotated slices that it takes to hold some out, and to measure on them how sure one may be."""
+
 Devices = Annotated[
     int,
     Field(

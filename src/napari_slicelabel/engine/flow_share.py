@@ -13,7 +13,6 @@ import torch
 
 from napari_slicelabel.data.boxes import Box
 from napari_slicelabel.engine.confidence import (
-    LEAST_FOR_CALIBRATION,
     Calibration,
     HeldOut,
     Labelled,
@@ -21,6 +20,7 @@ from napari_slicelabel.engine.confidence import (
     mean_dice,
     pooled,
 )
+from napari_slicelabel.engine.config import LEAST_FOR_CALIBRATION
 from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
 from napari_slicelabel.engine.flow import Flow, gaps

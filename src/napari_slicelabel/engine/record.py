@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from napari_slicelabel.data.boxes import Axis
 from napari_slicelabel.data.files import storage_errors, write_text
+from napari_slicelabel.engine.config import LEAST_FOR_CALIBRATION
 from napari_slicelabel.engine.events import Event, from_json, to_json
 from napari_slicelabel.engine.pieces import Piece, pieces
 from napari_slicelabel.errors import BusyError, InputError, MissingFileError, StorageError
@@ -61,6 +62,12 @@ class RunRecord(BaseModel):
             Disk full, no permission.
         """
         write_text(folder / RECORD_NAME, self.model_dump_json(indent=2) + "\n")
+
+    @property
+    def measured(self) -> bool:
+        """Whether annotated slices were held out to measure on them how sure the run may be of its labels."""
+        annotated = sum(map(len, self.annotated.values()))
+        return self.config.get("calibrate") != "off" and annotated >= LEAST_FOR_CALIBRATION
 
     def pieces(self, volume: str) -> tuple[Piece, ...]:
         """Return the pieces that the stop slices leave of `volume`; none where it has no annotated slice."""

@@ -14,14 +14,13 @@ from napari_slicelabel.engine.block_sampling import Block, BlockPool, BlockSampl
 from napari_slicelabel.engine.blocks import BlockPredictor, BlockReader, ShapeBlocks, crop_size
 from napari_slicelabel.engine.confidence import (
     FOLDS,
-    LEAST_FOR_CALIBRATION,
     Calibration,
     HeldOut,
     Labelled,
     calibrate,
     label,
 )
-from napari_slicelabel.engine.config import Devices
+from napari_slicelabel.engine.config import LEAST_FOR_CALIBRATION, Devices
 from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.devices import crops_per_step, on_gpu
 from napari_slicelabel.engine.events import Event, Progress, SliceDone

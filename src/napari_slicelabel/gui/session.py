@@ -900,7 +900,8 @@ class Session(QObject):
                 except SliceLabelError as error:
                     found.append(RunFacts(run_id, "?", "damaged", str(error)))
                 else:
-                    found.append(RunFacts(run_id, record.method, record.outcome, record.error))
+                    facts = (record.method, record.outcome, record.error, record.measured)
+                    found.append(RunFacts(run_id, *facts))
             return tuple(found)
 
         def done(runs: tuple[RunFacts, ...]) -> None:

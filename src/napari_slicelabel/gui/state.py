@@ -57,12 +57,16 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """A run in the project: id, method, outcome (``running`` and none at work here means that it was killed), error."""
+    """A run in the project: id, method, outcome (``running`` and none at work here means that it was killed), error.
+
+    `measured` says whether it measured on painted slices how sure it may be.
+    """
 
     run_id: str
     method: str
     outcome: str
     error: str = ""
+    measured: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +216,8 @@ class Snapshot:
         Slices whose prediction no longer follows from what is painted.
     mean_confidence : float or None
         Of the predicted slices.
+    measured : bool
+        Whether the run on the screen measured on painted slices how sure it may be.
     current_complete, current_painted : bool
         Of the slice on the canvas.
     saved : str
@@ -231,6 +237,7 @@ class Snapshot:
     queue: tuple[ReviewRow, ...] = ()
     stale: frozenset[int] = frozenset()
     mean_confidence: float | None = None
+    measured: bool = True
     current_complete: bool = False
     current_painted: bool = False
     saved: str = ""
@@ -279,6 +286,7 @@ def resolve(project: ProjectFacts | None, layers: LayerFacts, running: RunState,
         queue=queue,
         stale=stale,
         mean_confidence=_mean(project.scores) if project.scores else None,
+        measured=all(run.measured for run in project.runs if run.run_id == project.shown_run),
         current_complete=current is not None and current.index in project.complete[current.axis],
         current_painted=current is not None and current.index in project.painted[current.axis],
         saved=_saved(project.saving),

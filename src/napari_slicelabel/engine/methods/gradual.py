@@ -20,7 +20,8 @@ from pydantic import Field
 from torch import Tensor
 
 from napari_slicelabel.data.boxes import Box
-from napari_slicelabel.engine.confidence import FOLDS, LEAST_FOR_CALIBRATION, Calibration, Labelled, mean_dice
+from napari_slicelabel.engine.confidence import FOLDS, Calibration, Labelled, mean_dice
+from napari_slicelabel.engine.config import LEAST_FOR_CALIBRATION
 from napari_slicelabel.engine.context import Slot, fill_state, filled_before
 from napari_slicelabel.engine.events import Event, Metric, Progress
 from napari_slicelabel.engine.fit import Trainer

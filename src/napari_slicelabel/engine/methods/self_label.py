@@ -20,14 +20,13 @@ from torch import Tensor
 from napari_slicelabel.engine.augment import NO_AUGMENTATION, Augmentation
 from napari_slicelabel.engine.confidence import (
     FOLDS,
-    LEAST_FOR_CALIBRATION,
     Calibration,
     HeldOut,
     Labelled,
     calibrate,
     label,
 )
-from napari_slicelabel.engine.config import Devices
+from napari_slicelabel.engine.config import LEAST_FOR_CALIBRATION, Devices
 from napari_slicelabel.engine.context import Slot, fill_state, filled_before
 from napari_slicelabel.engine.devices import crops_per_step, on_gpu
 from napari_slicelabel.engine.events import Event, Progress, SliceDone

@@ -27,7 +27,8 @@ from torch import Tensor
 from napari_slicelabel.data.boxes import AXES, Axis, Box
 from napari_slicelabel.engine.block_sampling import Block, BlockPool, ShapesOf, block_boxes
 from napari_slicelabel.engine.blocks import BlockPredictor, crop_size
-from napari_slicelabel.engine.confidence import FOLDS, LEAST_FOR_CALIBRATION, Calibration, Labelled, label, true_dice
+from napari_slicelabel.engine.confidence import FOLDS, Calibration, Labelled, label, true_dice
+from napari_slicelabel.engine.config import LEAST_FOR_CALIBRATION
 from napari_slicelabel.engine.context import Slot, fill_state, filled_before
 from napari_slicelabel.engine.densevoxnet import DenseVoxNet
 from napari_slicelabel.engine.devices import crops_per_step, on_gpu

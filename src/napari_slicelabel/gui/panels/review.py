@@ -29,7 +29,8 @@ class ReviewPanel(Panel):
         super().__init__(workspace, parent)
         self.status = text_label(
             tip="Expected Dice: the overlap with the true labels that the method expects, 0 to 1, measured on painted"
-            " slices that it was not shown."
+            " slices that it was not shown. Not measured: fewer than three are painted, or calibrate is off, and the"
+            " method says how sure it is of itself."
         )
         self.column.addWidget(self.status)
         self.show_confidence = QCheckBox("Show confidence on the canvas")
@@ -60,7 +61,7 @@ class ReviewPanel(Panel):
         has_scores = project is not None and project.scores is not None
         self.setEnabled(has_scores)
         self.show_confidence.setEnabled(new.layers.confidence)
-        if changed(new, old, "mean_confidence", "stale", "queue", "project.scores"):
+        if changed(new, old, "mean_confidence", "measured", "stale", "queue", "project.scores"):
             self.status.setText(_status(new) if has_scores else "Nothing is predicted yet.")
         if changed(new, old, "queue", "project.scores", "project.accepted") and project is not None and project.scores:
             self.queue.set_items(
@@ -107,6 +108,10 @@ class ReviewPanel(Panel):
 
 
 def _status(snapshot: Snapshot) -> str:
-    mean = f"Expected Dice {snapshot.mean_confidence:.2f} on average" if snapshot.mean_confidence is not None else ""
+    mean = ""
+    if snapshot.mean_confidence is not None:
+        mean = f"Expected Dice {snapshot.mean_confidence:.2f} on average"
+        if not snapshot.measured:
+            mean += ", not measured"
     stale = f"{len(snapshot.stale)} slices are stale: run again to take in what you painted" if snapshot.stale else ""
     return ". ".join(part for part in (mean, stale) if part) or "All slices are yours."
