@@ -128,7 +128,7 @@ def workloads(device: torch.device, size: int, steps: int) -> list[Timed]:
     """Return what is timed."""
     sample = synthetic_em((16, size, size))
     volume = Volume.from_array(sample.image, name="em", voxel_size=sample.voxel_size, unit=sample.unit)
-    config = SelfLabelConfig()
+    config = SelfLabelConfig(device=device.type)
     network = NetworkConfig(classes=CLASSES)
     mirrored = network.model_copy(update={"mirror": True})
     sampling = SamplingConfig(
@@ -136,7 +136,7 @@ def workloads(device: torch.device, size: int, steps: int) -> list[Timed]:
     )
     rng = np.random.default_rng(0)
     pool = PlanePool(planes(volume, sample.labels, network), network.image_planes, sampling, device, 2**30, rng)
-    trainer = Trainer(SliceNetwork(network), FitConfig(steps=10**6), config.batch, device)
+    trainer = Trainer(SliceNetwork(network), FitConfig(steps=10**6), config.crops, device)
     reader = PlaneReader(volume, "z", network)
 
     def train() -> None:
@@ -149,7 +149,7 @@ def workloads(device: torch.device, size: int, steps: int) -> list[Timed]:
 
     def draw() -> None:
         for _ in range(steps):
-            pool.draw(config.batch)
+            pool.draw(config.crops)
 
     def fill(network: NetworkConfig) -> Callable[[], None]:
         def work() -> None:
@@ -208,7 +208,7 @@ def workloads(device: torch.device, size: int, steps: int) -> list[Timed]:
     with FlopCounterMode(display=False) as counter:
         fill(network)()
     slice_flop = counter.get_total_flops() / 4
-    step = f"step of {config.batch} crops of {config.crop_px} px"
+    step = f"step of {config.crops} crops of {config.crop_px} px"
     plane = f"slice of {size} px"
     cube = f"step of 2 crops of {' x '.join(map(str, BLOCK))}"
     block = f"block of {' x '.join(map(str, BLOCK))}"
