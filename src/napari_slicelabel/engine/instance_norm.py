@@ -16,6 +16,9 @@ class InstanceNorm(nn.Module):
         Whose weights it has.
     """
 
+    weight: Tensor | None
+    bias: Tensor | None
+
     def __init__(self, like: nn.InstanceNorm2d | nn.InstanceNorm3d) -> None:
         super().__init__()
         self.register_parameter("weight", like.weight)
@@ -24,10 +27,9 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x, (b, c, h, w) or (b, c, d, h, w), with mean 0 and deviation 1 of every channel, then scaled."""
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
         if x.is_cuda:
-            return functional.instance_norm(x, weight=weight, bias=bias, eps=self._epsilon)
-        return functional.group_norm(x, x.shape[1], weight, bias, self._epsilon)
+            return functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self._epsilon)
+        return functional.group_norm(x, x.shape[1], self.weight, self.bias, self._epsilon)
 
 
 def with_instance_norm(network: nn.Module) -> nn.Module:

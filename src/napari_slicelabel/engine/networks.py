@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from napari_slicelabel.engine.instance_norm import with_instance_norm
+from napari_slicelabel.engine.shaped_network import ShapedNetwork
 from napari_slicelabel.errors import InputError, MissingFileError
 
 if TYPE_CHECKING:
@@ -65,11 +64,8 @@ class NetworkConfig(BaseModel):
         return self.image_planes + 3 * self.coordinates + len(self.shape_classes)
 
 
-class SliceNetwork(nn.Module):
+class SliceNetwork(ShapedNetwork):
     """A 2D network that labels slices, seeing the image and, if it was built so, the shapes of labelled neighbours.
-
-    The logit of a class whose shape is given starts as the signed distance times a learnable slope: before any training
-    the network reproduces shape interpolation, and it learns what the image says beyond that.
 
     Parameters
     ----------
@@ -83,39 +79,13 @@ class SliceNetwork(nn.Module):
     """
 
     def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
+        super().__init__(_base(config), config.classes, config.shape_classes)
         self.config = config
-        self.base = with_instance_norm(_base(config))
-        channels = [1 + config.classes.index(value) for value in config.shape_classes]
-        # a tensor made in `forward` would be copied, and a GPU waited for, at every step
-        self._shape_channels: Tensor
-        self.register_buffer("_shape_channels", torch.tensor(channels, dtype=torch.int64), persistent=False)
-        # half a logit per pixel from the border at the default radius of 16 pixels
-        self.slope = nn.Parameter(torch.tensor(8.0))
         if config.shape_classes:
             head = _last_convolution(self.base)
             nn.init.zeros_(head.weight)
             if head.bias is not None:
                 nn.init.zeros_(head.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits.
-
-        Parameters
-        ----------
-        x : Tensor of shape (b, in_channels, h, w)
-            Channels as in `NetworkConfig`; h and w multiples of `stride`.
-
-        Returns
-        -------
-        Tensor of shape (b, 1 + classes, h, w), float32
-            Channel 0 is background.
-        """
-        logits: Tensor = self.base(x).float()
-        if not len(self._shape_channels):
-            return logits
-        shape = x[:, -len(self._shape_channels) :].float() * self.slope
-        return logits.index_add(1, self._shape_channels, shape)
 
     @property
     def stride(self) -> int:

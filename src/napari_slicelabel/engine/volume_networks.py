@@ -8,11 +8,10 @@ import math
 from collections.abc import Sequence
 from typing import Literal, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 
-from napari_slicelabel.engine.instance_norm import with_instance_norm
+from napari_slicelabel.engine.shaped_network import ShapedNetwork
 
 Triple = tuple[int, int, int]
 Architecture = Literal["dynunet", "unet", "densevoxnet"]
@@ -114,11 +113,8 @@ def levels(spacing: Sequence[float], size: Sequence[int], count: int) -> tuple[t
     return tuple(kernels), tuple(strides)  # type: ignore[arg-type]
 
 
-class VolumeNetwork(nn.Module):
+class VolumeNetwork(ShapedNetwork):
     """A 3D network that labels volumes, seeing the image and, if it was built so, the shapes of labelled slices.
-
-    As with `SliceNetwork`, the logit of a class whose shape is given starts as the signed distance times a learnable
-    slope.
 
     Parameters
     ----------
@@ -127,33 +123,8 @@ class VolumeNetwork(nn.Module):
     """
 
     def __init__(self, config: VolumeNetworkConfig) -> None:
-        super().__init__()
+        super().__init__(_base(config), config.classes, config.shape_classes)
         self.config = config
-        self.base = with_instance_norm(_base(config))
-        channels = [1 + config.classes.index(value) for value in config.shape_classes]
-        # a tensor made in `forward` would be copied, and a GPU waited for, at every step
-        self._shape_channels: Tensor
-        self.register_buffer("_shape_channels", torch.tensor(channels, dtype=torch.int64), persistent=False)
-        self.slope = nn.Parameter(torch.tensor(8.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits.
-
-        Parameters
-        ----------
-        x : Tensor of shape (b, in_channels, d, h, w)
-            Channels as in `VolumeNetworkConfig`; sizes multiples of its `stride`.
-
-        Returns
-        -------
-        Tensor of shape (b, 1 + classes, d, h, w), float32
-            Channel 0 is background.
-        """
-        logits: Tensor = self.base(x).float()
-        if not len(self._shape_channels):
-            return logits
-        shape = x[:, -len(self._shape_channels) :].float() * self.slope
-        return logits.index_add(1, self._shape_channels, shape)
 
 
 def _base(config: VolumeNetworkConfig) -> nn.Module:
