@@ -30,7 +30,7 @@ from napari_slicelabel.engine.run import run
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -130,12 +130,19 @@ def assert_consistent(project: Project, run_id: str) -> None:
     assert all(sure[index].any() for index in done)
 
 
+def judged_slices(events: Sequence[Event]) -> int:
+    """Return how often a run told of annotated slices that it held out."""
+    return sum(isinstance(event, Progress) and event.stage == "calibrate" for event in events)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 class TestContract:
     def test_does_not_pass_a_stop_slice(self, painted: Project, case: Case) -> None:
         """Slices 2, 7 and 12 are annotated: the piece from 8 ends at 12, and nothing behind it is annotated."""
         events = list(run(painted, case.config(stops="4, 5, 12, 15")))
         run_id = events[-1].run_id
+        # no annotated slice has others on both sides: methods that carry labels have nothing to measure on
+        assert RunRecord.load(painted.run_folder(run_id)).measured == bool(judged_slices(events))
         assert sorted(slices_of(painted, run_id)) == [0, 1, 2, 3, *range(6, 13)]
         labels = labels_of(painted, run_id)
         assert not labels[[4, 5, 13, 14, 15]].any()
@@ -149,7 +156,7 @@ class TestContract:
         assert events[0].slices == size.slices == 16
         assert size.annotated == 3
         trained = sum(isinstance(event, Progress) and not event.message for event in events)
-        judged = sum(isinstance(event, Progress) and event.stage == "calibrate" for event in events)
+        judged = judged_slices(events)
         written = sum(isinstance(event, SliceDone) for event in events)
         assert RunRecord.load(painted.run_folder(events[0].run_id)).measured == bool(judged)
         assert size.work.steps - trained in (0, case.settings.get("transfer_iterations"))

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 RECORD_NAME = "run.json"
 JOURNAL_NAME = "events.jsonl"
 
+# Methods that label a held-out slice from annotated ones on both sides of it; networks need others somewhere.
+_FROM_BOTH_SIDES = ("interpolate", "flow")
+
 
 class RunRecord(BaseModel):
     """What run.json holds: all that is needed to say how the labels came about, and to go on.
@@ -66,8 +69,12 @@ class RunRecord(BaseModel):
     @property
     def measured(self) -> bool:
         """Whether annotated slices were held out to measure on them how sure the run may be of its labels."""
-        annotated = sum(map(len, self.annotated.values()))
-        return self.config.get("calibrate") != "off" and annotated >= LEAST_FOR_CALIBRATION
+        if self.config.get("calibrate") == "off":
+            return False
+        if self.method in _FROM_BOTH_SIDES:
+            anchors = [len(piece.anchors) for volume in self.annotated for piece in self.pieces(volume)]
+            return max(anchors, default=0) >= LEAST_FOR_CALIBRATION
+        return sum(map(len, self.annotated.values())) >= LEAST_FOR_CALIBRATION
 
     def pieces(self, volume: str) -> tuple[Piece, ...]:
         """Return the pieces that the stop slices leave of `volume`; none where it has no annotated slice."""
