@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.data.files import storage_errors
 from napari_slicelabel.data.project import Project
-from napari_slicelabel.engine import flow
+from napari_slicelabel.engine import flow_carrier
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.context import run_store
 from napari_slicelabel.engine.events import Progress, SliceDone
@@ -64,7 +64,7 @@ def test_a_full_disk_between_two_annotated_slices(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(flow, "_GAP_BYTES", 0)
+        patch.setattr(flow_carrier, "_GAP_BYTES", 0)
         patch.setattr(Scratch, "write", full)
         with pytest.raises(StorageError, match="the disk is full"):
             list(run(painted, build_config("flow", TINY)))

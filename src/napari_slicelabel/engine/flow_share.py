@@ -23,8 +23,9 @@ from napari_slicelabel.engine.confidence import (
 from napari_slicelabel.engine.config import LEAST_FOR_CALIBRATION
 from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
-from napari_slicelabel.engine.flow import Flow, gaps
+from napari_slicelabel.engine.flow import Flow
 from napari_slicelabel.engine.flow import work as flow_work
+from napari_slicelabel.engine.flow_carrier import gaps
 from napari_slicelabel.engine.flow_config import FlowConfig, FlowShareConfig
 from napari_slicelabel.engine.label_sets import LabelSets, averaged
 from napari_slicelabel.engine.predict import Band
@@ -143,7 +144,7 @@ class FlowShare:
         count = sum(len(gap.slices) for name in self._context.volumes for gap in gaps(self._context, name))
         done = 0
         for gap in flow.gaps_to_fill():
-            for index, probability in flow.carried(gap):
+            for index, probability in flow.carrier.carried(gap):
                 if probability is not None:
                     labelled = flow.labelled(probability, 1.0)
                     self._sets.write(FLOW_SET, gap.volume, index, labelled)
