@@ -13,6 +13,7 @@ from napari_slicelabel.engine.confidence import (
     HeldOut,
     calibrate,
     expected_dice,
+    fit_share,
     label,
     mean_dice,
     pooled,
@@ -61,6 +62,47 @@ def test_the_pool_of_one_is_that_one_and_nobody_can_rule_anything_out() -> None:
     np.testing.assert_allclose(pooled(sure, other, 0.5)[0], 0.32**0.5 / (0.32**0.5 + 0.12**0.5), atol=1e-6)
     never = np.array([[1.0], [0.0]], np.float32)
     assert pooled(never, np.array([[1e-6], [1.0]], np.float32), 0.5)[1] == pytest.approx(0.5, abs=1e-3)
+
+
+def two_labellers(seed: int, knowing: float, other: float) -> tuple[list[HeldOut], list[HeldOut]]:
+    """Return what two labellers say of three slices: the truth, drowned in as much noise as they do not know."""
+    rng = np.random.default_rng(seed)
+    found: tuple[list[HeldOut], list[HeldOut]] = ([], [])
+    for _ in range(3):
+        target = rng.integers(0, 3, 4000).astype(np.uint8)
+        for said, knows in zip(found, (knowing, other), strict=True):
+            scores = knows * np.eye(3)[target].T + rng.normal(size=(3, len(target)))
+            said.append(HeldOut(probabilities(scores.astype(np.float32)), target, 5))
+    return found
+
+
+def surprise(one: list[HeldOut], other: list[HeldOut], share: float) -> float:
+    """Return how unlikely the pool makes the truth, at the temperature that suits it best."""
+    both = [
+        a._replace(probability=pooled(a.probability, b.probability, share)) for a, b in zip(one, other, strict=True)
+    ]
+    temperature = calibrate(both, 1.0, final=True).temperature
+    tempered = [with_temperature(slice_.probability, temperature) for slice_ in both]
+    right = [np.take_along_axis(p, slice_.target[None], 0) for p, slice_ in zip(tempered, both, strict=True)]
+    return float(-np.mean(np.log(right)))
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(0, 1000), st.floats(0.2, 3), st.floats(0.2, 3))
+def test_the_share_is_that_which_makes_the_truth_most_likely(seed: int, knowing: float, other: float) -> None:
+    one, two = two_labellers(seed, knowing, other)
+    share = fit_share(one, two)
+    assert surprise(one, two, share) <= min(surprise(one, two, tried) for tried in np.linspace(0, 1, 11)) + 1e-3
+    assert fit_share(two, one) == pytest.approx(1 - share, abs=0.02)
+
+
+def test_who_knows_nothing_has_no_share_however_sure() -> None:
+    knows, guesses = two_labellers(0, 3.0, 0.0)
+    background = np.array([[0.998], [0.001], [0.001]], np.float32)
+    certain = [slice_._replace(probability=np.repeat(background, 4000, 1)) for slice_ in knows]
+    for nothing in (guesses, certain):
+        assert fit_share(knows, nothing) < 0.05
+        assert fit_share(nothing, knows) > 0.95
 
 
 @settings(deadline=None, max_examples=20)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logit
 
 from napari_slicelabel.engine.losses import IGNORE
@@ -149,10 +149,53 @@ def pooled(one: "NDArray[np.float32]", other: "NDArray[np.float32]", share: floa
     ndarray of shape (c, ...), float32
         ``one ** (1 - share) * other ** share``, scaled to the sum 1.
     """
-    logs = [np.log(np.maximum(probability, np.float32(_LEAST_POOLED))) for probability in (one, other)]
+    logs = [_logarithm(probability) for probability in (one, other)]
     powered = np.exp((logs[0] + np.float32(share) * (logs[1] - logs[0])).astype(np.float32))
     together: NDArray[np.float32] = powered / powered.sum(0, keepdims=True)
     return together
+
+
+def fit_share(one: "Sequence[HeldOut]", other: "Sequence[HeldOut]") -> float:
+    """Return the share that a second labeller should have in the pool of two.
+
+    Parameters
+    ----------
+    one, other : sequence of HeldOut
+        What the two say of the same pixels of the same held-out slices.
+
+    Returns
+    -------
+    float
+        0 to 1: ``b / (a + b)`` for the powers ``a, b >= 0`` of the two probabilities under which the true channels
+        are most likely, every slice counting the same. Their sum is the inverse of a temperature, which `calibrate`
+        fits anew: how sure the pool is must not decide who is right. 0 where both do harm.
+    """
+    pairs = [
+        (np.stack([_logarithm(first.probability), _logarithm(second.probability)]), first.target[None, None])
+        for first, second in zip(one, other, strict=True)
+    ]
+
+    def surprise(powers: "NDArray[np.float64]") -> "tuple[float, NDArray[np.float64]]":
+        losses, slopes = [], []
+        for logs, target in pairs:
+            both = np.tensordot(powers.astype(np.float32), logs, 1)
+            both -= both.max(0, keepdims=True)
+            likely = np.exp(both)
+            total = likely.sum(0)
+            right = np.take_along_axis(logs, target.astype(np.intp), 1)[:, 0]
+            chosen = np.take_along_axis(both, target[0].astype(np.intp), 0)[0]
+            losses.append(float((np.log(total) - chosen).mean(dtype=np.float64)))
+            slopes.append(((likely / total * logs).sum(1) - right).mean(1, dtype=np.float64))
+        return float(np.mean(losses)), np.mean(slopes, 0)
+
+    # convex: a logistic regression of the true channel on two inputs
+    first, second = minimize(surprise, (0.5, 0.5), jac=True, bounds=((0, None), (0, None)), method="L-BFGS-B").x
+    return float(second / (first + second)) if first + second > 0 else 0.0
+
+
+def _logarithm(probability: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    logs: NDArray[np.float32] = np.log(np.maximum(probability, np.float32(_LEAST_POOLED)))
+    return logs
 
 
 def expected_dice(

@@ -1,7 +1,7 @@
 """Correspondence flow (S4) as a second opinion: it counts beside what a network says where that labels better.
 
-A network and flow err in different places. Annotated slices that were held out of both say whether the two together
-come out better; then flow labels everything once, and its labels are added to those of the network.
+A network and flow err in different places. Annotated slices that were held out of both say how much each should count;
+then flow labels everything once, and its labels are added to those of the network.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +17,7 @@ from napari_slicelabel.engine.confidence import (
     HeldOut,
     Labelled,
     calibrate,
+    fit_share,
     mean_dice,
     pooled,
 )
@@ -27,23 +28,31 @@ from napari_slicelabel.engine.flow import Flow
 from napari_slicelabel.engine.flow import work as flow_work
 from napari_slicelabel.engine.flow_carrier import gaps
 from napari_slicelabel.engine.flow_config import FlowConfig, FlowShareConfig
-from napari_slicelabel.engine.label_sets import LabelSets, averaged
+from napari_slicelabel.engine.label_sets import LabelSets
 from napari_slicelabel.engine.predict import Band
 from napari_slicelabel.engine.work import Stack, Work
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from napari_slicelabel.engine.context import RunContext
     from napari_slicelabel.engine.regions import Known
 
 FLOW_SET = "flow"
 """The set of labels that correspondence flow carries, and their provenance where they are shown."""
 
-SHARE = 0.5
-"""Share that it has in the result where it counts: as much as the network.
+_SECOND = "flow second"
 
-The networks that label held-out slices trained for less long than the one that labels everything, and tell no more than
-whether it should.
+MOST_SHARE = 0.65
+"""Share that it has in the result at most.
+
+The networks that label held-out slices trained for less long than the one that labels everything, and these slices lie
+further from annotated ones than any other: what they say of flow beside a network that knows nothing yet is too much.
 """
+
+# Where the Dice of the network on held-out slices is as high as the first, and that of flow less than the second times
+# as high, flow does not count: likelihood alone would let it, since it asks how sure they are as well as what they say.
+_KNOWS, _WORSE = 0.3, 0.5
 
 _CACHE_MB, _STREAM = 256, 1
 
@@ -84,7 +93,8 @@ class FlowShare:
 
     Notes
     -----
-    What flow carries lies in the run's folder, in the set `FLOW_SET`, until `remove`.
+    What flow carries lies in the run's folder until `remove`: of each pixel the label in the set `FLOW_SET`, and the
+    next best one in another. With the first alone a pool cannot tell which of the others flow would rather have.
     """
 
     def __init__(self, context: "RunContext", config: FlowShareConfig, known: "Known") -> None:
@@ -136,7 +146,7 @@ class FlowShare:
             labelled already, whose place it must not take.
         """
         flow, self._flow = self._flow, None
-        if not self.share or self._sets.is_finished(FLOW_SET, digest):
+        if not self.share or all(self._sets.is_finished(name, digest) for name in (FLOW_SET, _SECOND)):
             return
         flow = flow or (yield from self._learned())
         if self._context.stop():
@@ -148,13 +158,15 @@ class FlowShare:
                 if probability is not None:
                     labelled = flow.labelled(probability, 1.0)
                     self._sets.write(FLOW_SET, gap.volume, index, labelled)
+                    self._sets.write(_SECOND, gap.volume, index, runner_up(probability, labelled))
                     if write is not None:
                         yield write(Slot(gap.volume, index), labelled, FLOW_SET)
                     done += 1
                 yield Progress("carry", done, count, flow.name(gap, index))
                 if self._context.stop():
                     return
-        self._sets.finish(FLOW_SET, digest)
+        for name in (_SECOND, FLOW_SET):
+            self._sets.finish(name, digest)
 
     def added(self, bands: Iterable[Band], slot: Slot) -> Iterator[Band]:
         """Yield the bands of a slice together with what flow carried to it, where it did."""
@@ -164,9 +176,11 @@ class FlowShare:
         width = self._context.volume(slot.volume).plane_shape(self._context.axis)[1]
         for rows, probability in bands:
             box = Box((slot.index, rows.start, 0), (slot.index + 1, rows.stop, width))
-            labels, sure = (read([FLOW_SET], slot.volume, box) for read in (self._sets.labels, self._sets.confidence))
-            carried = averaged(labels, sure, len(probability), variance=False)[:, 0].astype(np.float32)
-            yield Band(rows, np.where(sure[0, 0] > 0, pooled(probability, carried, self.share), probability))
+            labels, sure = (
+                read([FLOW_SET, _SECOND], slot.volume, box)[:, 0] for read in (self._sets.labels, self._sets.confidence)
+            )
+            carried = from_two(labels, sure, len(probability))
+            yield Band(rows, np.where(sure[0] > 0, pooled(probability, carried, self.share), probability))
 
     def remove(self) -> None:
         """Remove what flow carried from the disk, and with it all other sets of the run."""
@@ -182,11 +196,7 @@ class FlowShare:
         return flow
 
     def _weighed(self, found: Mapping[Slot, HeldOut]) -> Generator[Event, None, dict[Slot, HeldOut]]:
-        """Let flow count if held-out slices come out better with it; return them as they are labelled in the end.
-
-        Better by both together than by the network, or by flow alone: a network that trained as briefly may be sure of
-        nothing but background, which no other opinion outweighs.
-        """
+        """Let flow count as much as held-out slices say; return them as they are labelled in the end."""
         self._flow = yield from self._learned()
         if self._context.stop():
             return dict(found)
@@ -201,17 +211,65 @@ class FlowShare:
                 carried[slot] = found[slot]._replace(probability=probability[:, picked])
         if self._context.stop() or not carried:
             return dict(found)
+        network, flow = [found[slot] for slot in carried], list(carried.values())
+        by_network, by_flow = mean_dice(network), mean_dice(flow)
+        if by_network < _KNOWS or by_flow >= _WORSE * by_network:
+            self.share = min(MOST_SHARE, fit_share(network, flow))
         both = {
-            slot: flow._replace(probability=pooled(found[slot].probability, flow.probability, SHARE))
-            for slot, flow in carried.items()
+            slot: said._replace(probability=pooled(found[slot].probability, said.probability, self.share))
+            for slot, said in carried.items()
         }
-        by_network, by_flow, by_both = (
-            mean_dice([labelled[slot] for slot in carried]) for labelled in (found, carried, both)
-        )
-        self.share = SHARE if max(by_flow, by_both) > by_network else 0.0
         yield Metric("flow_share", self.share, 0)
         yield Metric("held_out_dice_network", by_network, 0)
         yield Metric("held_out_dice_flow", by_flow, 0)
-        yield Metric("held_out_dice_both", by_both, 0)
+        yield Metric("held_out_dice_both", mean_dice(list(both.values())), 0)
         # of other slices nothing is known that is labelled in this way
         return both if self.share else dict(found)
+
+
+def runner_up(probability: "NDArray[np.float32]", best: Labelled) -> Labelled:
+    """Return the second best channel of every pixel, with its probability in the place of the confidence.
+
+    Parameters
+    ----------
+    probability : ndarray of shape (c, h, w), float32
+        Of at least two channels.
+    best : Labelled
+        The best ones.
+    """
+    others = probability.copy()
+    np.put_along_axis(others, best.channels[None].astype(np.intp), -1, 0)
+    second = others.argmax(0)
+    return Labelled(second.astype(np.uint8), np.take_along_axis(others, second[None], 0)[0], best.expected)
+
+
+def from_two(labels: "NDArray[np.uint8]", sure: "NDArray[np.uint8]", channels: int) -> "NDArray[np.float32]":
+    """Return probabilities from the two best labels of every pixel.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (2, h, w), uint8
+        Channel numbers, the best first.
+    sure : ndarray of shape (2, h, w), uint8
+        Their probabilities times 255.
+    channels : int
+        Classes and background.
+
+    Returns
+    -------
+    ndarray of shape (channels, h, w), float32
+        What is missing to 1 is shared by the other channels.
+
+    Examples
+    --------
+    >>> two = np.array([[[2]], [[0]]], np.uint8), np.array([[[153]], [[51]]], np.uint8)
+    >>> (100 * from_two(*two, channels=4)[:, 0, 0]).round().tolist()
+    [20.0, 10.0, 60.0, 10.0]
+    """
+    shares = sure.astype(np.float32) / 255
+    rest = np.maximum(0, 1 - shares.sum(0)) / max(1, channels - 2)
+    found = np.repeat(rest[None], channels, 0)
+    # the best last: where nothing was written both are channel 0
+    for channel, share in zip(labels[::-1], shares[::-1], strict=True):
+        np.put_along_axis(found, channel[None].astype(np.intp), share[None], 0)
+    return found
