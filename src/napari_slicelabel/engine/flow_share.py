@@ -21,7 +21,6 @@ from napari_slicelabel.engine.confidence import (
     mean_dice,
     pooled,
 )
-from napari_slicelabel.engine.config import LEAST_FOR_CALIBRATION
 from napari_slicelabel.engine.context import Slot
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
 from napari_slicelabel.engine.flow import Flow
@@ -50,6 +49,9 @@ The networks that label held-out slices trained for less long than the one that 
 further from annotated ones than any other: what they say of flow beside a network that knows nothing yet is too much.
 """
 
+UNMEASURED_SHARE = 0.5
+"""Share that it has where nothing can be held out to say: of fewer than three annotated slices, or one in each volume."""
+
 # Where the Dice of the network on held-out slices is as high as the first, and that of flow less than the second times
 # as high, flow does not count: likelihood alone would let it, since it asks how sure they are as well as what they say.
 _KNOWS, _WORSE = 0.3, 0.5
@@ -67,7 +69,7 @@ def flow_config(config: FlowShareConfig) -> FlowConfig:
 def and_flow(learning: Work, stacks: Sequence[Stack], classes: int, config: FlowShareConfig) -> Work:
     """Return what there is to do besides learning: at most, since flow labels nothing where it does not count."""
     annotated = sum(stack.annotated for stack in stacks)
-    if config.flow == "off" or config.calibrate == "off" or annotated < LEAST_FOR_CALIBRATION:
+    if config.flow == "off" or config.calibrate == "off":
         return learning
     carrying = flow_work(stacks, classes, flow_config(config))
     # annotated slices are not carried to
@@ -89,7 +91,7 @@ class FlowShare:
     Attributes
     ----------
     share : float
-        0 = not at all. Set by `calibrated`, or to that of a run that goes on.
+        0 = not at all. `UNMEASURED_SHARE` until `calibrated` finds another; that of a run that goes on is set.
 
     Notes
     -----
@@ -98,7 +100,8 @@ class FlowShare:
     """
 
     def __init__(self, context: "RunContext", config: FlowShareConfig, known: "Known") -> None:
-        self.share = 0.0
+        asked = config.flow == "auto" and config.calibrate == "auto"
+        self.share = UNMEASURED_SHARE if asked else 0.0
         self._context, self._config, self._known = context, config, known
         self._sets = LabelSets(context)
         self._flow: Flow | None = None
@@ -123,15 +126,15 @@ class FlowShare:
             `Progress`; `Metric` ("flow_share", "held_out_dice_network", "held_out_dice_flow", "held_out_dice_both";
             then "temperature" and "held_out_dice" of what labels).
         """
-        judged, calibration = dict(found), alone
+        judged, calibration = list(found.values()), alone
         if self._config.flow == "auto":
-            judged = yield from self._weighed(found)
-            if self.share:
+            both = yield from self._weighed(found)
+            if both:
                 # two opinions where there is one alone: labels are better than either of them is sure of
-                calibration = calibrate(list(judged.values()), usual_area, final=True)
+                judged, calibration = both, calibrate(both, usual_area, final=True)
         if not self._context.stop():
             yield Metric("temperature", calibration.temperature, 0)
-            yield Metric("held_out_dice", mean_dice(list(judged.values())), 0)
+            yield Metric("held_out_dice", mean_dice(judged), 0)
         return calibration
 
     def carried(self, digest: str, write: Callable[[Slot, Labelled, str], SliceDone] | None) -> Iterator[Event]:
@@ -195,12 +198,13 @@ class FlowShare:
         yield from flow.learn()
         return flow
 
-    def _weighed(self, found: Mapping[Slot, HeldOut]) -> Generator[Event, None, dict[Slot, HeldOut]]:
-        """Let flow count as much as held-out slices say; return them as they are labelled in the end."""
+    def _weighed(self, found: Mapping[Slot, HeldOut]) -> Generator[Event, None, list[HeldOut]]:
+        """Let flow count as much as held-out slices say; return them as both label them, none where it does not."""
         self._flow = yield from self._learned()
         if self._context.stop():
-            return dict(found)
-        carried: dict[Slot, HeldOut] = {}
+            return []
+        network: list[HeldOut] = []
+        flow: list[HeldOut] = []
         for event in self._flow.to_held_out():
             if isinstance(event, Progress):
                 yield event
@@ -208,23 +212,23 @@ class FlowShare:
             slot, probability = event
             if slot in found:
                 picked = self._known.sample(slot, self._config.seed)
-                carried[slot] = found[slot]._replace(probability=probability[:, picked])
-        if self._context.stop() or not carried:
-            return dict(found)
-        network, flow = [found[slot] for slot in carried], list(carried.values())
+                network.append(found[slot])
+                flow.append(found[slot]._replace(probability=probability[:, picked]))
+        if self._context.stop() or not flow:
+            return []
         by_network, by_flow = mean_dice(network), mean_dice(flow)
-        if by_network < _KNOWS or by_flow >= _WORSE * by_network:
-            self.share = min(MOST_SHARE, fit_share(network, flow))
-        both = {
-            slot: said._replace(probability=pooled(found[slot].probability, said.probability, self.share))
-            for slot, said in carried.items()
-        }
+        far_worse = by_network >= _KNOWS and by_flow < _WORSE * by_network
+        self.share = 0.0 if far_worse else min(MOST_SHARE, fit_share(network, flow))
+        both = [
+            one._replace(probability=pooled(one.probability, other.probability, self.share))
+            for one, other in zip(network, flow, strict=True)
+        ]
         yield Metric("flow_share", self.share, 0)
         yield Metric("held_out_dice_network", by_network, 0)
         yield Metric("held_out_dice_flow", by_flow, 0)
-        yield Metric("held_out_dice_both", mean_dice(list(both.values())), 0)
+        yield Metric("held_out_dice_both", mean_dice(both), 0)
         # of other slices nothing is known that is labelled in this way
-        return both if self.share else dict(found)
+        return both if self.share else []
 
 
 def runner_up(probability: "NDArray[np.float32]", best: Labelled) -> Labelled:
