@@ -119,6 +119,30 @@ def test_it_counts_where_it_labels_held_out_slices_better(project: Project, meth
     assert not (project.run_folder(project.run_ids()[-1]) / "sets").exists()
 
 
+@methods
+def test_it_counts_where_too_few_slices_are_annotated_to_ask(make_project: Callable[..., Project], method: str) -> None:
+    project = make_project({"a": drifting_tube()}, {"a": ANNOTATED[:2]}, classes=("tube",))
+    scores = {}
+    for flow in ("off", "auto"):
+        events = events_of(project, method, flow=flow, range=f"0:{ANNOTATED[1] + 1}")
+        assert not {stage for stage in stages_of(events) if stage.startswith(("hold out", "calibrate"))}
+        assert ("carry" in stages_of(events)) is (flow == "auto")
+        scores[flow] = dice_of(project)
+    assert scores["auto"] > scores["off"] + 0.05
+
+
+def test_it_counts_where_no_annotated_slice_lies_between_others(make_project: Callable[..., Project]) -> None:
+    """A slice in each of three volumes: a network can be held out from them, flow cannot."""
+    names = ("a", "b", "c")
+    project = make_project(dict.fromkeys(names, drifting_tube()), dict.fromkeys(names, (9,)), classes=("tube",))
+    events = events_of(project, "self-label")
+    told = metrics_of(events)
+    assert "flow_share" not in told
+    assert told["held_out_dice"] >= 0
+    carried = {event.volume for event in events if isinstance(event, SliceDone) and event.provenance == "flow"}
+    assert carried == set(names)
+
+
 @pytest.mark.parametrize("trained", [True, False])
 def test_it_does_not_count_where_it_labels_them_far_worse(
     project: Project, monkeypatch: pytest.MonkeyPatch, *, trained: bool

@@ -50,7 +50,7 @@ further from annotated ones than any other: what they say of flow beside a netwo
 """
 
 UNMEASURED_SHARE = 0.5
-"""Share that it has where nothing can be held out to say: of fewer than three annotated slices, or one in each volume."""
+"""Share that it has where nothing can be held out: of fewer than three annotated slices, or one in each volume."""
 
 # Where the Dice of the network on held-out slices is as high as the first, and that of flow less than the second times
 # as high, flow does not count: likelihood alone would let it, since it asks how sure they are as well as what they say.
