@@ -1,7 +1,7 @@
 """What flow should count beside a network: ``python -m benchmarks.pool``.
 
-*self-label* is run as it is, and what its network and flow say of every slice is pooled besides with
-every share from 0 to 1. The table goes to docs/algorithms.md.
+*self-label* is run as it is; what its network and flow say of every slice is besides pooled with every share from 0 to 1.
+The table goes to docs/algorithms.md.
 """
 
 from __future__ import annotations
