@@ -1,6 +1,6 @@
 """What flow should count beside a network: ``python -m benchmarks.pool``.
 
-*self-label* is run as it is; what its network and flow say of every slice is besides pooled with every share from 0 to 1.
+*self-label* is run as it is; what its network and flow say of every slice is also pooled with every share from 0 to 1.
 The table goes to docs/algorithms.md.
 """
 
