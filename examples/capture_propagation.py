@@ -36,8 +36,8 @@ MOST_LEARNING = 16
 # Half of what the method does by default, and in more rounds, so that there is something to see.
 TRAINED = {"rounds": 5, "iterations": 200, "fold_iterations": 40, "round_iterations": 20, "transfer_iterations": 10}
 HARDLY_TRAINED = {
-    "iterations": 20, "rounds": 3, "round_iterations": 4, "fold_iterations": 4, "flow_iterations": 4, "width": 8, "batch": 2,
-    "crop_px": 64,
+    "iterations": 20, "rounds": 3, "round_iterations": 4, "fold_iterations": 4, "flow_iterations": 4, "width": 8,
+    "batch": 2, "crop_px": 64,
 }  # fmt: skip
 
 
