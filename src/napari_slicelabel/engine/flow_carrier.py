@@ -103,7 +103,7 @@ class Carrier:
         if lower is None or upper is None:
             start, indices = (upper, reversed(gap.slices)) if lower is None else (lower, iter(gap.slices))
             assert start is not None
-            for index, carried in self._chain(gap.volume, start, indices):
+            for index, carried in self.chain(gap.volume, start, indices):
                 yield index, carried.explained().cpu().numpy()
         elif self._config.sides == "nearest":
             middle = (lower + upper) / 2
@@ -111,7 +111,7 @@ class Carrier:
                 (lower, [index for index in gap.slices if index <= middle]),
                 (upper, [index for index in reversed(gap.slices) if index > middle]),
             ):
-                for index, carried in self._chain(gap.volume, end, iter(near)):
+                for index, carried in self.chain(gap.volume, end, iter(near)):
                     yield index, carried.explained().cpu().numpy()
         else:
             yield from self._from_both(gap, lower, upper)
@@ -132,7 +132,7 @@ class Carrier:
                 for path in (self._context.folder / f".flow.{gap.volume}.{end}.part.zarr" for end in ("lower", "upper"))
             ]
             for scratch, (start, end, indices) in zip(kept, ways, strict=True):
-                for index, carried in self._chain(gap.volume, start, iter(indices)):
+                for index, carried in self.chain(gap.volume, start, iter(indices)):
                     if index == end:
                         lost.append(self._lost(carried, Slot(gap.volume, end)))
                         arrived.append(carried.origin)
@@ -156,13 +156,17 @@ class Carrier:
 
     def _lost(self, carried: Carried, end: Slot) -> float:
         """Return how far what a chain carried to an annotated slice is from it: 1 less the mean Dice."""
-        target = self._known.human(end)
-        known = target != IGNORE
-        dice = true_dice(carried.explained().argmax(0).cpu().numpy()[known], target[known])
+        dice = self.dice(carried, end)
         return _LEAST_LOSS if dice is None else max(1 - dice, _LEAST_LOSS)
 
-    def _chain(self, volume: str, start: int, indices: Iterator[int]) -> Iterator[tuple[int, Carried]]:
-        """Yield what is carried to slice by slice away from an annotated one."""
+    def dice(self, carried: Carried, slot: Slot) -> float | None:
+        """Return the mean Dice of what was carried to an annotated slice; None where there is no class in either."""
+        target = self._known.human(slot)
+        known = target != IGNORE
+        return true_dice(carried.explained().argmax(0).cpu().numpy()[known], target[known])
+
+    def chain(self, volume: str, start: int, indices: Iterator[int]) -> Iterator[tuple[int, Carried]]:
+        """Yield what is carried from an annotated slice to one slice after the other, in the order of `indices`."""
         anchor = Slot(volume, start)
         painted, before = self.painted(anchor), self._slices.plane(anchor)
         h, w = painted.shape[1:]

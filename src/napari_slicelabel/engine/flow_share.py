@@ -49,12 +49,11 @@ The networks that label held-out slices trained for less long than the one that 
 further from annotated ones than any other: what they say of flow beside a network that knows nothing yet is too much.
 """
 
-UNMEASURED_SHARE = 0.5
-"""Share that it has where nothing can be held out: of fewer than three annotated slices, or one in each volume."""
-
 # Where the Dice of the network on held-out slices is as high as the first, and that of flow less than the second times
 # as high, flow does not count: likelihood alone would let it, since it asks how sure they are as well as what they say.
 _KNOWS, _WORSE = 0.3, 0.5
+# Where no slice is held out of flow: its share is so many times the Dice with which labels return, and none below that.
+_PER_RETURN, _LEAST_SHARE = 2.0, 0.1
 
 _CACHE_MB, _STREAM = 256, 1
 
@@ -91,7 +90,7 @@ class FlowShare:
     Attributes
     ----------
     share : float
-        0 = not at all. `UNMEASURED_SHARE` until `calibrated` finds another; that of a run that goes on is set.
+        0 = not at all. Set by `calibrated` or `assumed`, or to that of a run that goes on.
 
     Notes
     -----
@@ -100,8 +99,7 @@ class FlowShare:
     """
 
     def __init__(self, context: "RunContext", config: FlowShareConfig, known: "Known") -> None:
-        asked = config.flow == "auto" and config.calibrate == "auto"
-        self.share = UNMEASURED_SHARE if asked else 0.0
+        self.share = 0.0
         self._context, self._config, self._known = context, config, known
         self._sets = LabelSets(context)
         self._flow: Flow | None = None
@@ -136,6 +134,19 @@ class FlowShare:
             yield Metric("temperature", calibration.temperature, 0)
             yield Metric("held_out_dice", mean_dice(judged), 0)
         return calibration
+
+    def assumed(self) -> Iterator[Event]:
+        """Find out how much flow should count where there are too few annotated slices to hold any out.
+
+        Yields
+        ------
+        Event
+            `Progress`; `Metric` ("flow_share", "flow_return").
+        """
+        if self._config.flow == "auto" and self._config.calibrate == "auto":
+            self._flow = yield from self._learned()
+            if not self._context.stop():
+                yield from self._returned(self._flow)
 
     def carried(self, digest: str, write: Callable[[Slot, Labelled, str], SliceDone] | None) -> Iterator[Event]:
         """Have flow label everything, unless it does not count, or has done so from the same annotation.
@@ -214,7 +225,11 @@ class FlowShare:
                 picked = self._known.sample(slot, self._config.seed)
                 network.append(found[slot])
                 flow.append(found[slot]._replace(probability=probability[:, picked]))
-        if self._context.stop() or not flow:
+        if self._context.stop():
+            return []
+        if not flow:
+            # one annotated slice in each volume: none lies between others
+            yield from self._returned(self._flow)
             return []
         by_network, by_flow = mean_dice(network), mean_dice(flow)
         far_worse = by_network >= _KNOWS and by_flow < _WORSE * by_network
@@ -229,6 +244,14 @@ class FlowShare:
         yield Metric("held_out_dice_both", mean_dice(both), 0)
         # of other slices nothing is known that is labelled in this way
         return both if self.share else []
+
+    def _returned(self, flow: Flow) -> Iterator[Event]:
+        """Let flow count as much as labels return that it carries away and back."""
+        dice = yield from flow.there_and_back()
+        share = min(MOST_SHARE, _PER_RETURN * dice)
+        self.share = share if share >= _LEAST_SHARE else 0.0
+        yield Metric("flow_share", self.share, 0)
+        yield Metric("flow_return", dice, 0)
 
 
 def runner_up(probability: "NDArray[np.float32]", best: Labelled) -> Labelled:

@@ -560,6 +560,7 @@ class SelfLabelling:
         """Hold annotated slices out in turn, and measure how sure a network may be of such slices."""
         slots = self.known.human_slots()
         if self.config.calibrate == "off" or len(slots) < LEAST_FOR_CALIBRATION:
+            yield from self.flow.assumed()
             return
         found: dict[Slot, HeldOut] = {}
         for fold in range(FOLDS):
