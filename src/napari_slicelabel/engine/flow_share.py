@@ -1,7 +1,8 @@
-"""Correspondence flow (S4) as a second opinion: it counts beside what a network says where that labels better.
+"""Correspondence flow (S4) as a second opinion beside what a network says.
 
-A network and flow err in different places. Annotated slices that were held out of both say how much each should count;
-then flow labels everything once, and its labels are added to those of the network.
+A network and flow err in different places. Annotated slices that were held out of both say how much each should count,
+or, where there are too few, labels that flow carries away and back; then it labels everything once, and its labels are
+added to those of the network.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence

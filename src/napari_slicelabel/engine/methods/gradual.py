@@ -4,7 +4,7 @@ After Engster 2025, preset ``paper``: n subvolumes are annotated in 3D, each gro
 round, the network predicts the new shell and is trained on. Ours, preset ``default``: annotated slices are the seeds,
 the network also sees their shapes, pseudo-labels weigh less than human ones and are predicted again in each round,
 rounds end where they change nothing or do harm, confidence is calibrated on annotated slices that were held out, and
-these say, too, whether what correspondence flow carries (S4) counts in the result.
+these say, too, how much what correspondence flow carries (S4) counts in the result.
 """
 
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.

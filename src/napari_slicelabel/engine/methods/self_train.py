@@ -7,8 +7,8 @@ what it says. Ours, preset ``default``: the meta-model is the 3D network, which 
 the time without seeing them, so that it can label other images; it also sees how far the sets disagree, which counts in
 the confidence, too; the 2D network sees the shapes of the annotated slices as the 3D one does; and a trial on annotated
 slices that are held out says which sets have a vote, and whether the meta-model is any better than their mean or the 3D
-network alone. What correspondence flow carries (S4) counts in the result where slices held out of the 3D network come
-out better with it.
+network alone. What correspondence flow carries (S4) counts in the result as much as slices held out of the 3D network
+speak for.
 """
 
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
