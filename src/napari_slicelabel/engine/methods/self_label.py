@@ -254,8 +254,9 @@ def propagate(context: "RunContext", config: SelfLabelConfig) -> Iterator[Event]
     Stages, each with its state on disk at the end: *calibrate* trains one network per fold of held-out annotated slices
     and measures temperature and expected Dice, and how much correspondence flow should count; *carry* has flow label
     everything, if it does; *fit* trains on the annotated slices; *round k* predicts the next slices of every front,
-    accepts pseudo-labels and trains on; *fill* predicts every slice with the last network, and adds what flow says, those
-    nearest to an annotated slice first. A resume goes on behind the last stage that ended, and in *fill* where it was.
+    accepts pseudo-labels and trains on; *fill* predicts every slice with the last network, and adds what flow says,
+    those nearest to an annotated slice first. A resume goes on behind the last stage that ended, and in *fill* where it
+    was.
     """
     yield from SelfLabelling(context, config).run()
 

@@ -32,6 +32,7 @@ _STAGES = {
     "fit": "Learning from your slices",
     "fill": "Labelling all slices",
     "calibrate": "Measuring confidence",
+    "there and back": "Seeing how far labels can be carried",
     "carry": "Carrying your labels along",
     "transfer": "Learning a model for other images",
     "settle": "Learning from the slices that watched",
