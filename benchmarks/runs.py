@@ -60,6 +60,7 @@ VOLUMES: Mapping[str, DevVolume] = {
     "em_fib25_medulla": DevVolume("em_fib25_medulla", "labels_membrane"),
     "med_spine_t1": DevVolume("med_spine_t1"),
     "vnc_corner": DevVolume("em_vnc_sstem", crop=(slice(None), slice(0, 512), slice(0, 512))),
+    "vnc_small": DevVolume("em_vnc_sstem", crop=(slice(None), slice(0, 400), slice(0, 400))),
     "mni152_third": DevVolume("med_mni152_tissue", crop=(slice(50, 102), slice(None), slice(None))),
     "abide_crop": DevVolume("med_abide_subcortical", crop=(slice(40, 110), slice(30, 126), slice(64, 154))),
     "mni152_coarse": DevVolume("med_mni152_tissue", crop=(slice(None, None, 2),) * 3),

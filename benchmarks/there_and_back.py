@@ -34,7 +34,7 @@ STARTS = {
     "med_itksnap_mricrop": (19, 40),
     "mni152_coarse": (40,),
     "fib25_small": (40,),
-    "vnc_corner": (10,),
+    "vnc_small": (10,),
 }
 
 
