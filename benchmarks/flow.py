@@ -12,7 +12,6 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from skimage.registration import optical_flow_tvl1
 from skimage.transform import warp
 
 from benchmarks.document import read_results, spread, write_section
-from benchmarks.jobs import apart, collect
+from benchmarks.jobs import measure_all
 from benchmarks.runs import VOLUMES, open_pair, whole
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.data.project import Project
@@ -190,8 +189,7 @@ def main() -> None:
             settings = {"iterations": arguments.sli2vol_iterations} if arm == "sli2vol" else {}
             settings["device"] = arguments.device
             orders.append({"volume": volume, "arm": arm, "seed": seed, "settings": settings, "structures": missing})
-    jobs = [partial(apart, MEASURE, order, arguments.threads) for order in orders]
-    collect(jobs, arguments.results, arguments.parallel)
+    measure_all(MEASURE, orders, arguments)
     if not arguments.no_table:
         write_section("flow", table(read_results(arguments.results)))
 

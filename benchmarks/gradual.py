@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks.document import read_results, spread, write_section
-from benchmarks.jobs import apart, collect
+from benchmarks.jobs import measure_all
 from benchmarks.runs import DATA
 from napari_slicelabel.data.boxes import Box, SliceRef
 from napari_slicelabel.data.classes import PAINTED_BACKGROUND
@@ -203,12 +202,8 @@ def main() -> None:
     have = {Job(r["target"], r["cubes"], r["seed"]) for r in read_results(arguments.results)}
     todo = [Job(*each) for each in product(arguments.targets, arguments.cubes, range(arguments.seeds))]
     place = {"device": arguments.device}
-    jobs = [
-        partial(apart, "benchmarks.gradual:measure", {**asdict(job), **place}, arguments.threads)
-        for job in todo
-        if job not in have
-    ]
-    collect(jobs, arguments.results, arguments.parallel)
+    orders = [{**asdict(job), **place} for job in todo if job not in have]
+    measure_all("benchmarks.gradual:measure", orders, arguments)
     if not arguments.no_table:
         section = "gradual cuda" if arguments.device == "cuda" else "gradual"
         write_section(section, table(read_results(arguments.results)))

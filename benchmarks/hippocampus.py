@@ -12,7 +12,6 @@ import math
 import tempfile
 import time
 from collections import defaultdict
-from functools import partial
 from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.document import read_results, spread, write_section
-from benchmarks.jobs import apart, collect
+from benchmarks.jobs import measure_all
 from benchmarks.runs import DATA
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.data.project import Project
@@ -162,8 +161,7 @@ def main() -> None:
     have = {(result["arm"], result["seed"]) for result in read_results(arguments.results)}
     todo = [(arm, seed) for seed, arm in product(range(arguments.seeds), arguments.arms) if (arm, seed) not in have]
     orders = [{"arm": arm, "seed": seed, "round_epochs": arguments.round_epochs} for arm, seed in todo]
-    jobs = [partial(apart, "benchmarks.hippocampus:measure", order, arguments.threads) for order in orders]
-    collect(jobs, arguments.results, arguments.parallel)
+    measure_all("benchmarks.hippocampus:measure", orders, arguments)
     write_section("hippocampus", table(read_results(arguments.results)))
 
 

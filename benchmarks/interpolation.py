@@ -10,7 +10,6 @@ import argparse
 import tempfile
 import time
 from collections import defaultdict
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.document import read_results, spread, write_section
-from benchmarks.jobs import apart, collect
+from benchmarks.jobs import measure_all
 from benchmarks.runs import VOLUMES, make_project, open_pair
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.engine.config import build_config
@@ -97,8 +96,7 @@ def main() -> None:
         for seed in range(arguments.seeds if arm == "flow" else 1)
         if (volume, density, arm, seed) not in have
     ]
-    jobs = [partial(apart, "benchmarks.interpolation:measure", order, arguments.threads) for order in orders]
-    collect(jobs, arguments.results, arguments.parallel)
+    measure_all("benchmarks.interpolation:measure", orders, arguments)
     write_section("interpolation", table(read_results(arguments.results)))
 
 

@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.document import REPOSITORY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from argparse import Namespace
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
 _CODE = """
@@ -56,3 +58,9 @@ def collect(todo: Sequence[Callable[[], dict[str, Any]]], results: Path, paralle
             file.write(json.dumps(result) + "\n")
             file.flush()
             sys.stderr.write(f"{number} of {len(todo)}: {json.dumps(result)[:160]}\n")
+
+
+def measure_all(function: str, orders: Iterable[dict[str, Any]], arguments: Namespace) -> None:
+    """Do what a function does for each of `orders` as the command line says: `threads`, `parallel`, `results`."""
+    jobs = [partial(apart, function, order, arguments.threads) for order in orders]
+    collect(jobs, arguments.results, arguments.parallel)

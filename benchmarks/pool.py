@@ -7,7 +7,6 @@ The table goes to docs/algorithms.md.
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.document import REPOSITORY, read_results, spread, write_section
-from benchmarks.jobs import apart, collect
+from benchmarks.jobs import measure_all
 from benchmarks.runs import VOLUMES, every, open_pair, whole
 from benchmarks.runs import measure as measured
 from napari_slicelabel.engine.confidence import pooled
@@ -129,8 +128,7 @@ def main() -> None:
     have = {(row["volume"], row["every"], row["seed"]) for row in read_results(arguments.results)}
     runs = [run for run in product(arguments.volumes, arguments.every, range(arguments.seeds)) if run not in have]
     orders = [{"name": name, "interval": interval, "seed": seed} for name, interval, seed in runs]
-    jobs = [partial(apart, "benchmarks.pool:measure", order, arguments.threads) for order in orders]
-    collect(jobs, arguments.results, arguments.parallel)
+    measure_all("benchmarks.pool:measure", orders, arguments)
     write_section("pool", table(read_results(arguments.results)), REPOSITORY / "docs" / "algorithms.md")
 
 

@@ -251,7 +251,11 @@ def test_one_network_takes_one_number_of_channels(tmp_path: Path) -> None:
         events_of(project)
 
 
-def test_nan_that_the_intensity_sample_did_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("flow", "first"), [("off", "[23]"), ("auto", "4")])
+def test_nan_that_the_intensity_sample_did_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flow: str, first: str
+) -> None:
+    """A network reads slices with their neighbours; flow, which reads first, one by one."""
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.data.volume import Intensity, Volume
 
@@ -261,8 +265,8 @@ def test_nan_that_the_intensity_sample_did_not_meet(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Volume, "intensity", lambda _: Intensity((0.0,), (1.0,), (0.5,), (0.3,)))
     project = Project.create(tmp_path / "p.slicelabel", [tmp_path / "holes.npy"], classes=["one"])
     project.annotation("holes").write_slice(SliceRef("z", 1), np.eye(32, dtype=np.uint8), complete=True)
-    with pytest.raises(InputError, match=r"holes: NaN or infinite values in slices z[234] to z"):
-        events_of(project)
+    with pytest.raises(InputError, match=rf"holes: NaN or infinite values in slices z{first} to z"):
+        events_of(project, flow=flow)
 
 
 def test_config_declares_every_bound_once() -> None:

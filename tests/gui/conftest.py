@@ -104,7 +104,7 @@ class Bench:
             self.qtbot.mouseClick(place, Qt.MouseButton.LeftButton, pos=place.actionGeometry(shown[title]).center())
             if title != titles[-1]:
                 before = place
-                self.wait(lambda before=before: QApplication.activePopupWidget() not in (None, before))
+                self.wait(lambda before=before: QApplication.activePopupWidget() not in (None, before), 10)
                 place = QApplication.activePopupWidget()
         self.qtbot.wait(50)
         docks = [w for w in QApplication.allWidgets() if isinstance(w, WorkflowDock) and w.isVisible()]

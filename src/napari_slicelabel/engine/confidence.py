@@ -170,27 +170,26 @@ def fit_share(one: "Sequence[HeldOut]", other: "Sequence[HeldOut]") -> float:
         are most likely, every slice counting the same. Their sum is the inverse of a temperature, which `calibrate`
         fits anew: how sure the pool is must not decide who is right. 0 where both do harm.
     """
-    pairs = [
-        (np.stack([_logarithm(first.probability), _logarithm(second.probability)]), first.target[None, None])
-        for first, second in zip(one, other, strict=True)
-    ]
+    slices = []
+    for first, second in zip(one, other, strict=True):
+        logs = np.stack([_logarithm(first.probability), _logarithm(second.probability)])
+        right = np.take_along_axis(logs, first.target[None, None].astype(np.intp), 1)
+        slices.append((logs, right.mean((1, 2), dtype=np.float64)))
 
     def surprise(powers: "NDArray[np.float64]") -> "tuple[float, NDArray[np.float64]]":
         losses, slopes = [], []
-        for logs, target in pairs:
+        for logs, right in slices:
             both = np.tensordot(powers.astype(np.float32), logs, 1)
-            both -= both.max(0, keepdims=True)
-            likely = np.exp(both)
+            most = both.max(0)
+            likely = np.exp(both - most)
             total = likely.sum(0)
-            right = np.take_along_axis(logs, target.astype(np.intp), 1)[:, 0]
-            chosen = np.take_along_axis(both, target[0].astype(np.intp), 0)[0]
-            losses.append(float((np.log(total) - chosen).mean(dtype=np.float64)))
-            slopes.append(((likely / total * logs).sum(1) - right).mean(1, dtype=np.float64))
+            losses.append((np.log(total) + most).mean(dtype=np.float64) - powers @ right)
+            slopes.append((likely / total * logs).sum(1).mean(1, dtype=np.float64) - right)
         return float(np.mean(losses)), np.mean(slopes, 0)
 
     # convex: a logistic regression of the true channel on two inputs
-    first, second = minimize(surprise, (0.5, 0.5), jac=True, bounds=((0, None), (0, None)), method="L-BFGS-B").x
-    return float(second / (first + second)) if first + second > 0 else 0.0
+    powers = minimize(surprise, (0.5, 0.5), jac=True, bounds=((0, None), (0, None)), method="L-BFGS-B").x
+    return float(powers[1] / powers.sum()) if powers.any() else 0.0
 
 
 def _logarithm(probability: "NDArray[np.float32]") -> "NDArray[np.float32]":
