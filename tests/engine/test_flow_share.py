@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 from napari_slicelabel.data.boxes import SliceRef
-from napari_slicelabel.engine import flow_share
+from napari_slicelabel.engine import flow_share, volume_learning
+from napari_slicelabel.engine.block_sampling import Block, BlockPool
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.context import run_store
 from napari_slicelabel.engine.evaluate import evaluate
 from napari_slicelabel.engine.events import Event, Metric, Progress, SliceDone
 from napari_slicelabel.engine.flow import Flow
 from napari_slicelabel.engine.flow_config import FlowShareConfig
-from napari_slicelabel.engine.methods import METHODS
+from napari_slicelabel.engine.losses import IGNORE
+from napari_slicelabel.engine.methods import METHODS, self_label
 from napari_slicelabel.engine.run import run
+from napari_slicelabel.engine.sampling import Plane, PlanePool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,6 +103,34 @@ def sure_of(project: Project) -> NDArray[np.uint8]:
     return np.stack([store.read(index) for index in range(DEPTH)])
 
 
+def pseudo_labels_learned_from(monkeypatch: pytest.MonkeyPatch) -> list[NDArray[np.uint8]]:
+    """Return a list that gets the pseudo-labels of everything that a network learns from."""
+    learned: list[NDArray[np.uint8]] = []
+
+    class Planes(PlanePool):
+        def __init__(self, planes: Iterator[Plane], *others: object) -> None:
+            def seen() -> Iterator[Plane]:
+                for plane in planes:
+                    learned.extend([] if plane.human else [plane.target])
+                    yield plane
+
+            super().__init__(seen(), *others)  # type: ignore[arg-type]
+
+    class Blocks(BlockPool):
+        def __init__(self, blocks: Iterator[Block], *others: object) -> None:
+            def seen() -> Iterator[Block]:
+                for block in blocks:
+                    pseudo = block.targets[0][~block.human]
+                    learned.extend([pseudo] if (pseudo != IGNORE).any() else [])
+                    yield block
+
+            super().__init__(seen(), *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(self_label, "PlanePool", Planes)
+    monkeypatch.setattr(volume_learning, "BlockPool", Blocks)
+    return learned
+
+
 @methods
 @pytest.mark.usefixtures("_all_or_nothing")
 def test_it_counts_where_it_labels_held_out_slices_better(project: Project, method: str) -> None:
@@ -129,6 +160,28 @@ def test_it_counts_where_too_few_slices_are_annotated_to_ask(make_project: Calla
         assert ("there and back" in stages_of(events)) is ("carry" in stages_of(events)) is (flow == "auto")
         scores[flow] = dice_of(project)
     assert scores["auto"] > scores["off"] + 0.05
+
+
+@methods
+def test_a_network_learns_from_it_where_too_few_slices_are_annotated_to_ask(
+    make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Also in a run that goes on behind it, and not where it carries to held-out slices."""
+    learned = pseudo_labels_learned_from(monkeypatch)
+    project = make_project({"a": drifting_tube()}, {"a": ANNOTATED[1:3]}, classes=("tube",))
+    first = list(run(project, build_config(method, settings_of(method)), stop=lambda: bool(learned)))
+    assert "carry" in stages_of(first)
+    assert learned
+    learned.clear()
+    assert "carry" not in stages_of(list(run(project, resume=project.run_ids()[-1])))
+    # every pixel between the annotated slices and beyond them, as it was carried
+    assert np.mean([target != IGNORE for target in learned]) == 1
+    assert sum((target == 1).sum() for target in learned) > 0.5 * drifting_tube().sum()
+    learned.clear()
+    for z in ANNOTATED:
+        project.annotation("a").write_slice(SliceRef("z", z), drifting_tube()[z], complete=True)
+    assert "carry" in stages_of(events_of(project, method))
+    assert not learned
 
 
 def test_it_does_not_count_where_labels_do_not_come_back(make_project: Callable[..., Project]) -> None:

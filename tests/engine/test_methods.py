@@ -279,6 +279,22 @@ class TestContract:
         np.testing.assert_array_equal(store.read(30), target)
 
 
+@pytest.mark.parametrize("method", ["gradual-3d", "self-label"])
+def test_training_that_was_stopped_takes_the_steps_that_are_left(painted: Project, method: str) -> None:
+    case = next(case for case in CASES if case.method == method)
+    steps: list[Event] = []
+
+    def is_step(event: Event) -> bool:
+        return isinstance(event, Progress) and event.stage == "fit"
+
+    for event in run(painted, case.config(iterations=5), stop=lambda: len(steps) >= 2):
+        steps.extend([event] if is_step(event) else [])
+    assert len(steps) == 2
+    events = list(run(painted, resume=painted.run_ids()[-1]))
+    assert len([event for event in events if is_step(event)]) == 3
+    assert isinstance(events[-1], Finished)
+
+
 class Runner:
     """Runs in processes of their own."""
 

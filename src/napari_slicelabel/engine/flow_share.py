@@ -2,7 +2,7 @@
 
 A network and flow err in different places. Annotated slices that were held out of both say how much each should count,
 or, where there are too few, labels that flow carries away and back; then it labels everything once, and its labels are
-added to those of the network.
+added to those of the network. Where too few slices are annotated to hold any out the network learns from them, too.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from pydantic import JsonValue
 
 from napari_slicelabel.data.boxes import Box
 from napari_slicelabel.engine.confidence import (
@@ -92,6 +93,8 @@ class FlowShare:
     ----------
     share : float
         0 = not at all. Set by `calibrated` or `assumed`, or to that of a run that goes on.
+    teaches : bool
+        Whether what it carries is a pseudo-label to begin with, too: where no slice could be held out of it.
 
     Notes
     -----
@@ -100,10 +103,19 @@ class FlowShare:
     """
 
     def __init__(self, context: "RunContext", config: FlowShareConfig, known: "Known") -> None:
-        self.share = 0.0
+        self.share, self.teaches = 0.0, False
         self._context, self._config, self._known = context, config, known
         self._sets = LabelSets(context)
         self._flow: Flow | None = None
+
+    def state(self) -> dict[str, JsonValue]:
+        """Return what a resumed run must know, as JSON."""
+        return {"flow_share": self.share, "flow_teaches": self.teaches}
+
+    def load_state(self, state: Mapping[str, JsonValue]) -> None:
+        """Go on as `state` says."""
+        self.share = float(state["flow_share"])  # type: ignore[arg-type]
+        self.teaches = bool(state["flow_teaches"])
 
     def calibrated(
         self, found: Mapping[Slot, HeldOut], alone: Calibration, usual_area: float
@@ -157,8 +169,8 @@ class FlowShare:
         digest : str
             Of the annotation.
         write : callable, optional
-            Writes a slice, with its provenance: what flow says is the first that is seen of it. Not where something is
-            labelled already, whose place it must not take.
+            Writes a slice, with its provenance: what flow says is the first that is seen of it, and learned from if it
+            `teaches`. Not where something is labelled already, whose place it must not take.
         """
         flow, self._flow = self._flow, None
         if not self.share or all(self._sets.is_finished(name, digest) for name in (FLOW_SET, _SECOND)):
@@ -175,6 +187,8 @@ class FlowShare:
                     self._sets.write(FLOW_SET, gap.volume, index, labelled)
                     self._sets.write(_SECOND, gap.volume, index, runner_up(probability, labelled))
                     if write is not None:
+                        if self.teaches:
+                            self._context.write_accepted(gap.volume, index, labelled.channels)
                         yield write(Slot(gap.volume, index), labelled, FLOW_SET)
                     done += 1
                 yield Progress("carry", done, count, flow.name(gap, index))
@@ -251,6 +265,7 @@ class FlowShare:
         dice = yield from flow.there_and_back()
         share = min(MOST_SHARE, _PER_RETURN * dice)
         self.share = share if share >= _LEAST_SHARE else 0.0
+        self.teaches = self.share > 0
         yield Metric("flow_share", self.share, 0)
         yield Metric("flow_return", dice, 0)
 

@@ -263,7 +263,7 @@ class Gradual:
             learner.calibration = Calibration(**extra["calibration"])  # type: ignore[arg-type]
             learner.temperature = float(extra["temperature"])  # type: ignore[arg-type]
             learner.see_shapes_of(extra["shape_classes"])  # type: ignore[arg-type]
-            self.flow.share = float(extra["flow_share"])  # type: ignore[arg-type]
+            self.flow.load_state(extra)
         else:
             yield from learner.calibrated(self.flow)
             if self.context.stop():
@@ -279,9 +279,13 @@ class Gradual:
         if done >= 0:
             trainer.load_state(tensors)
         else:
-            pool = learner.pool(pseudo=False, without=self.watched)
-            yield from learner.train(trainer, pool, self.config.iterations, "fit")
+            pool = learner.pool(pseudo=self.flow.teaches, without=self.watched)
+            if tensors:
+                trainer.load_state(tensors)
+            yield from learner.train(trainer, pool, self.config.iterations - trainer.step_number, "fit")
             if self.context.stop():
+                # before its end, or before it was watched: it is gone on with
+                self._save(trainer.state(), done=-1)
                 return
             best = yield from self._watched_dice(trainer, 0)
             done = 0
@@ -323,7 +327,7 @@ class Gradual:
             {
                 "calibration": asdict(self.learner.calibration),
                 "temperature": self.learner.temperature,
-                "flow_share": self.flow.share,
+                **self.flow.state(),
                 "done": done,
                 "best": best,
                 "ended": ended,

@@ -253,7 +253,8 @@ def propagate(context: "RunContext", config: SelfLabelConfig) -> Iterator[Event]
     -----
     Stages, each with its state on disk at the end: *calibrate* trains one network per fold of held-out annotated slices
     and measures temperature and expected Dice, and how much correspondence flow should count; *carry* has flow label
-    everything, if it does; *fit* trains on the annotated slices; *round k* predicts the next slices of every front,
+    everything, if it does; *fit* trains on the annotated slices, and where these are too few to hold any out of flow on
+    what it carried, as pseudo-labels; *round k* predicts the next slices of every front,
     accepts pseudo-labels and trains on; *fill* predicts every slice with the last network, and adds what flow says,
     those nearest to an annotated slice first. A resume goes on behind the last stage that ended, and in *fill* where it
     was.
@@ -401,7 +402,7 @@ class SelfLabelling:
         if extra:
             self.calibration = Calibration(**extra["calibration"])  # type: ignore[arg-type]
             self._keep_shape_classes(extra.get("shape_classes"))
-            self.flow.share = float(extra["flow_share"])  # type: ignore[arg-type]
+            self.flow.load_state(extra)
             self.temperature = float(extra["temperature"])  # type: ignore[arg-type]
         else:
             yield from self._calibrate()
@@ -419,10 +420,15 @@ class SelfLabelling:
             yield from self._carry_between()
             if self.context.stop():
                 return
-            pool = self._pool((), between=self._between())
-            yield from self._train(trainer, pool, self.config.iterations, "fit")
-            done = 0
+            if tensors:
+                trainer.load_state(tensors)
+            pool = self._pool(self._carried(), between=self._between())
+            yield from self._train(trainer, pool, self.config.iterations - trainer.step_number, "fit")
+            # stopped before its end it is gone on with
+            done = 0 if trainer.step_number >= self.config.iterations else -1
             self._save(trainer.state(), done=done)
+            if done < 0:
+                return
         for number in range(done, len(self.rounds)):
             if self.context.stop():
                 break
@@ -441,7 +447,7 @@ class SelfLabelling:
                 "done": done,
                 **fill_state(filled, self.digest),
                 "shape_classes": list(self.network.shape_classes),
-                "flow_share": self.flow.share,
+                **self.flow.state(),
                 "temperature": self.temperature,
             },
         )
@@ -714,6 +720,17 @@ class SelfLabelling:
             for slot in (Slot(name, index) for index in self.context.slices(name))
             if slot.index not in self.context.annotated(name)
             and self.complete[name].neighbours(slot.index, self.known.left_out(slot, without))
+        ]
+
+    def _carried(self) -> list[Slot]:
+        """Return the slices that flow gave pseudo-labels to begin with, unless there are others to begin with."""
+        if not self.flow.teaches or self.config.interpolation != "off":
+            return []
+        return [
+            Slot(name, index)
+            for name in self.sources
+            for index in self.context.slices(name)
+            if index not in self.context.annotated(name)
         ]
 
     def _interpolated_plane(self, network: NetworkConfig, slot: Slot, without: Sequence[Slot]) -> Plane:

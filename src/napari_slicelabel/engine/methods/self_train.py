@@ -345,7 +345,7 @@ class SelfTraining:
             self.learner.calibration = Calibration(**extra["calibration"])  # type: ignore[arg-type]
             self.learner.temperature = float(extra["temperature"])  # type: ignore[arg-type]
             self.learner.see_shapes_of(extra["shape_classes"])  # type: ignore[arg-type]
-            self.flow.share = float(extra["flow_share"])  # type: ignore[arg-type]
+            self.flow.load_state(extra)
             self.voters = tuple(extra["voters"])  # type: ignore[arg-type]
             self.model = extra["model"]  # type: ignore[assignment]
             self.held_out = tuple(Slot(**slot) for slot in extra["held_out"])  # type: ignore[union-attr,arg-type]
@@ -382,7 +382,7 @@ class SelfTraining:
             {
                 "calibration": asdict(self.learner.calibration),
                 "temperature": self.learner.temperature,
-                "flow_share": self.flow.share,
+                **self.flow.state(),
                 "done": done,
                 **fill_state(filled, self.digest),
                 "shape_classes": list(self.learner.network.shape_classes),
@@ -466,7 +466,8 @@ class SelfTraining:
 
     def _learn_volume(self, _: Mapping[str, Tensor], found: dict[str, Tensor]) -> Iterator[Event]:
         trainer = self.learner.trainer(self.config.iterations)
-        pool = self.learner.pool(pseudo=False, without=self.held_out)
+        # what flow carried knows the slices that are held out
+        pool = self.learner.pool(pseudo=self.flow.teaches and not self.held_out, without=self.held_out)
         yield from self.learner.train(trainer, pool, self.config.iterations, self._named("volume"))
         found.update(trainer.predictor.state_dict())
         if not self.held_out:
