@@ -334,6 +334,22 @@ def test_weak_labels_are_learned_from_between_complete_slices_only(
     assert not asked
 
 
+@pytest.mark.parametrize("stopped_in", ["round 1", "round 2: learn"])
+def test_a_round_that_was_stopped_is_gone_through_again(
+    make_project: Callable[..., Project], rng: np.random.Generator, stopped_in: str
+) -> None:
+    """Its slices are not predicted a second time at the end: none may be left out."""
+    project = make_project({"a": tubes((14, 64, 64), drift=False, rng=rng)}, {"a": (3, 9)})
+    stages: list[str] = []
+    config = build_config("self-label", {**TINY, "refresh": False, "flow": "off"})
+    for event in run(project, config, stop=lambda: stopped_in in stages):
+        stages.extend([event.stage] if isinstance(event, Progress) else [])
+    events = list(run(project, resume=run_id(project)))
+    assert sum(isinstance(event, Progress) and event.stage == "round 2: learn" for event in events) == 2
+    store = run_store(project, project.run_folder(run_id(project)), "confidence", "a", "z")
+    assert all(store.read(index).any() for index in range(14))
+
+
 @pytest.mark.parametrize("painted_as", ["the same place", "another place"])
 def test_a_correction_goes_on_with_the_shapes_that_the_network_knows(
     make_project: Callable[..., Project], rng: np.random.Generator, painted_as: str

@@ -17,7 +17,7 @@ class FlowShareConfig(MethodConfig):
     flow: Literal["auto", "off"] = Field(
         "auto",
         description="Whether what correspondence flow carries counts beside what the network says; auto: as much as"
-        " held-out slices speak for. Needs calibrate.",
+        " held-out slices speak for; with too few of these the network learns from it, too. Needs calibrate.",
     )
     flow_iterations: int = Field(
         60, ge=0, le=1_000_000, json_schema_extra={"step": 50}, description="Training steps of the flow."

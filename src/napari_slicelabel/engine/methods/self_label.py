@@ -9,7 +9,7 @@ say, too, how much of what correspondence flow carries (S4) is added to what the
 # No `from __future__ import annotations`: pydantic reads the annotations of the config when the class is made.
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -254,10 +254,10 @@ def propagate(context: "RunContext", config: SelfLabelConfig) -> Iterator[Event]
     Stages, each with its state on disk at the end: *calibrate* trains one network per fold of held-out annotated slices
     and measures temperature and expected Dice, and how much correspondence flow should count; *carry* has flow label
     everything, if it does; *fit* trains on the annotated slices, and where these are too few to hold any out of flow on
-    what it carried, as pseudo-labels; *round k* predicts the next slices of every front,
-    accepts pseudo-labels and trains on; *fill* predicts every slice with the last network, and adds what flow says,
-    those nearest to an annotated slice first. A resume goes on behind the last stage that ended, and in *fill* where it
-    was.
+    what it carried, as pseudo-labels; *round k* predicts the next slices of every front, accepts pseudo-labels and
+    trains on; *fill* predicts every slice with the last network, and adds what flow says, those nearest to an annotated
+    slice first. A resume goes on behind the last stage that ended, in *fill* where it was, and in *fit* where it was
+    stopped; after a kill *fit* begins anew.
     """
     yield from SelfLabelling(context, config).run()
 
@@ -432,7 +432,8 @@ class SelfLabelling:
         for number in range(done, len(self.rounds)):
             if self.context.stop():
                 break
-            yield from self._round(trainer, number)
+            if not (yield from self._round(trainer, number)):
+                break
             self._save(trainer.state(), done=number + 1)
         yield from self._finish(trainer, filled_before(extra, self.digest))
         if not self.context.stop():
@@ -469,8 +470,8 @@ class SelfLabelling:
     def _train(self, trainer: Trainer[SliceNetwork], pool: PlanePool, steps: int, stage: str) -> Iterator[Event]:
         return train(self.context, trainer, pool, steps, stage, devices=self.config.devices)
 
-    def _round(self, trainer: Trainer[SliceNetwork], number: int) -> Iterator[Event]:
-        """Label the next slices of every front, and train on."""
+    def _round(self, trainer: Trainer[SliceNetwork], number: int) -> Generator[Event, None, bool]:
+        """Label the next slices of every front, and train on; return whether it went to its end."""
         stage = f"round {number + 1}"
         reached = [slot for slots in self.rounds[:number] for slot in slots]
         todo = (reached if self.config.refresh else []) + list(self.rounds[number])
@@ -482,7 +483,7 @@ class SelfLabelling:
             yield self._write(slot, labelled, stage)
             yield Progress(stage, count, len(todo), f"{slot.volume} {self.context.axis}{slot.index}")
             if self.context.stop():
-                return
+                return False
         steps = self.config.round_iterations
         if self.config.round_epochs:
             planes = len(reached) + len(self.rounds[number]) + len(self.known.human_slots())
@@ -490,7 +491,9 @@ class SelfLabelling:
         if self.config.fresh_optimizer:
             trainer.restart(trainer.config)
         pool = self._pool((*reached, *self.rounds[number]))
+        until = trainer.step_number + steps
         yield from self._train(trainer, pool, steps, f"{stage}: learn")
+        return trainer.step_number == until
 
     def _finish(self, trainer: Trainer[SliceNetwork], filled: Iterable[Slot]) -> Iterator[Event]:
         self._save_model(trainer.predictor)
