@@ -186,6 +186,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
     parser.add_argument("--results", type=Path, default=Path("flow.jsonl"))
+    parser.add_argument("--section", default="flow", help="of docs/benchmarks.md, which the table goes to")
     parser.add_argument("--no-table", action="store_true", help="leave docs/benchmarks.md alone")
     arguments = parser.parse_args()
     have = {
@@ -199,7 +200,7 @@ def main() -> None:
             orders.append({"volume": volume, "arm": arm, "seed": seed, "settings": settings, "structures": missing})
     measure_all(MEASURE, orders, arguments)
     if not arguments.no_table:
-        write_section("flow", table(read_results(arguments.results)))
+        write_section(arguments.section, table(read_results(arguments.results)))
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ class FlowShare:
     def load_state(self, state: Mapping[str, JsonValue]) -> None:
         """Go on as `state` says."""
         self.share = float(state["flow_share"])  # type: ignore[arg-type]
-        self.teaches = bool(state["flow_teaches"])
+        self.teaches = bool(state.get("flow_teaches"))
 
     def calibrated(
         self, found: Mapping[Slot, HeldOut], alone: Calibration, usual_area: float

@@ -217,10 +217,10 @@ def propagate(context: "RunContext", config: SelfTrainConfig) -> Iterator[Event]
     -----
     Stages, each with its state on disk at the end: *calibrate* (with the 3D network alone, and with it and flow
     together), *carry* (by flow, where it counts), *planes* (the 2D network),
-    *label along z* and so on (its sets), *volume* (the 3D network), *label in 3D* (its set), *meta*, *fill*. With a
-    *trial* those from *planes* to *meta* come twice, the first time without the slices that are held out. A resume
-    goes on behind the last stage that ended, and in *fill* where it was. The sets lie in the run's folder until the run
-    has ended.
+    *label along z* and so on (its sets), *volume* (the 3D network, which learns from what flow carried, too, where no
+    slice could be held out of that), *label in 3D* (its set), *meta*, *fill*. With a *trial* those from *planes* to
+    *meta* come twice, the first time without the slices that are held out. A resume goes on behind the last stage that
+    ended, and in *fill* where it was. The sets lie in the run's folder until the run has ended.
 
     The model that is kept for other images is the meta-model as it is without the sets, where it has learned to do
     without (``meta_model=3d``, ``sets_dropout``) and is used; else the 3D network that learned from the annotation.
