@@ -65,8 +65,6 @@ VOLUMES: Mapping[str, DevVolume] = {
     "abide_crop": DevVolume("med_abide_subcortical", crop=(slice(40, 110), slice(30, 126), slice(64, 154))),
     "mni152_coarse": DevVolume("med_mni152_tissue", crop=(slice(None, None, 2),) * 3),
     "fib25_small": DevVolume("em_fib25_medulla", "labels_membrane", (slice(0, 80), slice(0, 112), slice(0, 112))),
-    "vnc_tiny": DevVolume("em_vnc_sstem", crop=(slice(None), slice(0, 384, 2), slice(0, 384, 2))),
-    "fib25_tiny": DevVolume("em_fib25_medulla", "labels_membrane", (slice(0, 64), slice(0, 80), slice(0, 80))),
     "abide_tiny": DevVolume("med_abide_subcortical", crop=(slice(40, 110), slice(30, 126, 2), slice(64, 154, 2))),
     "itksnap_tiny": DevVolume("med_itksnap_mricrop", crop=(slice(None), slice(None, None, 2), slice(None, None, 2))),
     "mni152_tiny": DevVolume(
