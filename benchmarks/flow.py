@@ -57,6 +57,8 @@ ARMS: dict[str, tuple[str, dict[str, object]]] = {
     "default": ("flow", {}),
 }
 
+TABLE = ("nearest copy", "registration", "sli2vol", "sli2vol+", "default")
+
 TASKS: dict[str, tuple[int, ...]] = {
     "med_itksnap_mricrop": (1, 2, 3, 4, 5, 6, 7, 8),
     "abide_crop": (1, 3, 5, 7),
@@ -179,7 +181,7 @@ def main() -> None:
     """Run what is missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--volumes", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=TABLE, choices=list(ARMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sli2vol-iterations", type=int, default=400, help="training steps of preset sli2vol")
     parser.add_argument("--device", default="cpu")
