@@ -142,7 +142,7 @@ def table(results: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for arm, group in arms.items():
-        for part in (part for part in ("trained", "tested") if group[0][part]):
+        for part in filter(group[0].get, ("trained", "tested")):
             numbers = [means(result[part]) for result in group]
             lines.append(
                 f"| {arm} | {len(group)} | {len(group[0][part])} {part} | {spread(n[0] for n in numbers)}"

@@ -277,12 +277,10 @@ class Gradual:
         if self.context.stop():
             return
         best = float(extra.get("best", 0.0))  # type: ignore[arg-type]
-        if done >= 0:
+        if tensors:
             trainer.load_state(tensors)
-        else:
+        if done < 0:
             pool = learner.pool(pseudo=self.flow.teaches, without=self.watched)
-            if tensors:
-                trainer.load_state(tensors)
             yield from learner.train(trainer, pool, self.config.iterations - trainer.step_number, "fit")
             if self.context.stop():
                 # before its end, or before it was watched: it is gone on with

@@ -414,14 +414,12 @@ class SelfLabelling:
         if self.context.stop():
             return
         trainer = self._trainer(self.network, self._total_steps())
-        if done >= 0:
+        if tensors:
             trainer.load_state(tensors)
-        else:
+        if done < 0:
             yield from self._carry_between()
             if self.context.stop():
                 return
-            if tensors:
-                trainer.load_state(tensors)
             pool = self._pool(self._carried(), between=self._between())
             yield from self._train(trainer, pool, self.config.iterations - trainer.step_number, "fit")
             # stopped before its end it is gone on with
@@ -719,16 +717,15 @@ class SelfLabelling:
             return []
         return [
             slot
-            for name in self.sources
-            for slot in (Slot(name, index) for index in self.context.slices(name))
-            if slot.index not in self.context.annotated(name)
-            and self.complete[name].neighbours(slot.index, self.known.left_out(slot, without))
+            for slot in self._not_annotated()
+            if self.complete[slot.volume].neighbours(slot.index, self.known.left_out(slot, without))
         ]
 
     def _carried(self) -> list[Slot]:
         """Return the slices that flow gave pseudo-labels to begin with, unless there are others to begin with."""
-        if not self.flow.teaches or self.config.interpolation != "off":
-            return []
+        return self._not_annotated() if self.flow.teaches and self.config.interpolation == "off" else []
+
+    def _not_annotated(self) -> list[Slot]:
         return [
             Slot(name, index)
             for name in self.sources
