@@ -257,7 +257,7 @@ def propagate(context: "RunContext", config: SelfLabelConfig) -> Iterator[Event]
     what it carried, as pseudo-labels; *round k* predicts the next slices of every front, accepts pseudo-labels and
     trains on; *fill* predicts every slice with the last network, and adds what flow says, those nearest to an annotated
     slice first. A resume goes on behind the last stage that ended, in *fill* where it was, and in *fit* where it was
-    stopped; after a kill *fit* begins anew.
+    stopped; cancelled or killed, *fit* begins anew.
     """
     yield from SelfLabelling(context, config).run()
 
