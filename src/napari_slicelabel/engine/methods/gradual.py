@@ -171,7 +171,8 @@ def propagate(context: "RunContext", config: GradualConfig) -> Iterator[Event]:
     labels, and where no slice could be held out of flow on what it carried, as pseudo-labels; *round k* predicts what
     the region has grown by, accepts pseudo-labels and trains on; *settle* gives the slices that watched the rounds to
     the network; *fill* predicts every slice with the last network, and adds what flow says. A resume goes on behind the
-    last stage that ended, in *fill* where it was, and in *fit* where it was stopped; cancelled or killed, *fit* begins anew.
+    last stage that ended, in *fill* where it was, and in *fit* where it was stopped; cancelled or killed,
+    *fit* begins anew.
 
     Metrics: ``loss``; ``coverage``, the share of the slices in the region after a round; ``churn``; ``watched_dice``.
     """
