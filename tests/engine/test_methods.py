@@ -279,15 +279,28 @@ class TestContract:
         np.testing.assert_array_equal(store.read(30), target)
 
 
-@pytest.mark.parametrize("method", ["gradual-3d", "self-label"])
-def test_training_that_was_stopped_takes_the_steps_that_are_left(painted: Project, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "stage", "settings"),
+    [
+        ("gradual-3d", "fit", {"iterations": 5}),
+        ("self-label", "fit", {"iterations": 5}),
+        ("self-train", "planes", {"plane_iterations": 5, "trial": "off"}),
+        ("self-train", "trial, planes", {"plane_iterations": 5, "trial": "auto"}),
+        ("self-train", "volume", {"iterations": 5, "trial": "off"}),
+        ("self-train", "meta-model, random sets", {"random_iterations": 5, "trial": "off"}),
+        ("self-train", "meta-model, nearest sets", {"nearest_iterations": 5, "trial": "off"}),
+    ],
+)
+def test_training_that_was_stopped_takes_the_steps_that_are_left(
+    painted: Project, method: str, stage: str, settings: dict[str, object]
+) -> None:
     case = next(case for case in CASES if case.method == method)
     steps: list[Event] = []
 
     def is_step(event: Event) -> bool:
-        return isinstance(event, Progress) and event.stage == "fit"
+        return isinstance(event, Progress) and event.stage == stage
 
-    for event in run(painted, case.config(iterations=5), stop=lambda: len(steps) >= 2):
+    for event in run(painted, case.config(**settings), stop=lambda: len(steps) >= 2):
         steps.extend([event] if is_step(event) else [])
     assert len(steps) == 2
     events = list(run(painted, resume=painted.run_ids()[-1]))

@@ -33,7 +33,7 @@ from napari_slicelabel.engine.context import Slot, fill_state, filled_before
 from napari_slicelabel.engine.densevoxnet import DenseVoxNet
 from napari_slicelabel.engine.devices import crops_per_step, on_gpu
 from napari_slicelabel.engine.events import Event, Metric, Progress
-from napari_slicelabel.engine.fit import Trainer
+from napari_slicelabel.engine.fit import Crops, NetworkT, Trainer
 from napari_slicelabel.engine.flow_share import FlowShare, and_flow
 from napari_slicelabel.engine.label_sets import LabelSets, averaged
 from napari_slicelabel.engine.losses import IGNORE
@@ -220,7 +220,8 @@ def propagate(context: "RunContext", config: SelfTrainConfig) -> Iterator[Event]
     *label along z* and so on (its sets), *volume* (the 3D network, which learns from what flow carried, too, where no
     slice could be held out of that), *label in 3D* (its set), *meta*, *fill*. With a *trial* those from *planes* to
     *meta* come twice, the first time without the slices that are held out. A resume goes on behind the last stage that
-    ended, and in *fill* where it was. The sets lie in the run's folder until the run has ended.
+    ended, in *fill* where it was, and where the training of a network was stopped, with the steps that are left;
+    cancelled or killed, it begins anew. The sets lie in the run's folder until the run has ended.
 
     The model that is kept for other images is the meta-model as it is without the sets, where it has learned to do
     without (``meta_model=3d``, ``sets_dropout``) and is used; else the 3D network that learned from the annotation.
@@ -309,6 +310,9 @@ class SelfTraining:
     held_out: tuple[Slot, ...] = field(init=False, default=())
     voters: tuple[str, ...] = field(init=False, default=(*AXES, VOLUME_SET))
     model: Literal["meta", "mean", "3d"] = field(init=False, default="meta")
+    # the stage that goes on, and its trainer where it was stopped before
+    stage: int = field(init=False, default=0)
+    begun: Mapping[str, Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         context, config = self.context, self.config
@@ -365,6 +369,7 @@ class SelfTraining:
                 self.held_out = ()
             elif number and not self.held_out:
                 continue
+            self.stage, self.begun = number, tensors if extra.pop("under_way", None) == number else {}
             found: dict[str, Tensor] = {}
             yield from stage(tensors, found)
             if self.context.stop():
@@ -374,8 +379,25 @@ class SelfTraining:
         filled = filled_before(extra, self.digest)
         yield from self._fill(tensors, filled, last_stage=len(stages) - 1)
 
+    def _train(self, trainer: Trainer[NetworkT], pool: Crops, until: int, name: str) -> Iterator[Event]:
+        """Train for `until` steps in all; stopped before, the stage goes on from there."""
+        if self.begun:
+            trainer.load_state(self.begun)
+            self.begun = {}
+        left = until - trainer.step_number
+        if left > 0:
+            yield from self.learner.train(trainer, pool, left, self._named(name))
+        if trainer.step_number < until:
+            self._save(trainer.state(), done=self.stage - 1, under_way=self.stage)
+
     def _save(
-        self, tensors: Mapping[str, Tensor], *, done: int, filled: Iterable[Slot] = (), all_done: bool = False
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        done: int,
+        filled: Iterable[Slot] = (),
+        all_done: bool = False,
+        under_way: int | None = None,
     ) -> None:
         self.context.save_state(
             tensors,
@@ -390,6 +412,7 @@ class SelfTraining:
                 "model": self.model,
                 "held_out": [asdict(slot) for slot in self.held_out],
                 "all_done": all_done,
+                "under_way": under_way,
             },
         )
 
@@ -423,7 +446,7 @@ class SelfTraining:
             config.plane_crops,
             self.context.device,
         )
-        yield from self.learner.train(trainer, self._plane_pool(), config.plane_iterations, self._named("planes"))
+        yield from self._train(trainer, self._plane_pool(), config.plane_iterations, "planes")
         found.update(trainer.predictor.state_dict())
 
     def _wants_planes(self) -> bool:
@@ -468,7 +491,9 @@ class SelfTraining:
         trainer = self.learner.trainer(self.config.iterations)
         # what flow carried knows the slices that are held out
         pool = self.learner.pool(pseudo=self.flow.teaches and not self.held_out, without=self.held_out)
-        yield from self.learner.train(trainer, pool, self.config.iterations, self._named("volume"))
+        yield from self._train(trainer, pool, self.config.iterations, "volume")
+        if self.context.stop():
+            return
         found.update(trainer.predictor.state_dict())
         if not self.held_out:
             self.learner.save_model(trainer.predictor, NAME)
@@ -587,15 +612,18 @@ class SelfTraining:
         share = math.prod(self.learner.sampling.crop) / math.prod(self._meta_crop())
         batch = max(1, round(config.crops * share))
         meta = self._meta()
-        if config.meta_model == "3d":
+        if config.meta_model == "3d" and not self.begun:
             meta.network.load_state_dict(fitted(tensors, meta.network, self._channels_of_image()))
         trainer: Trainer[MetaNetwork] = Trainer(meta, fit, batch, self.context.device, loss)
         pool = self._meta_pool()
-        yield from self.learner.train(trainer, pool, config.random_iterations, self._named("meta-model, random sets"))
+        yield from self._train(trainer, pool, config.random_iterations, "meta-model, random sets")
         if self.context.stop():
             return
         loss.nearest = True
-        yield from self.learner.train(trainer, pool, config.nearest_iterations, self._named("meta-model, nearest sets"))
+        steps = config.random_iterations + config.nearest_iterations
+        yield from self._train(trainer, pool, steps, "meta-model, nearest sets")
+        if self.context.stop():
+            return
         found.update(trainer.predictor.state_dict())
         if config.meta_model == "3d" and config.sets_dropout > 0 and not self.held_out:
             alone = VolumeNetwork(self.learner.network)
