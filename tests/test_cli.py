@@ -17,6 +17,7 @@ import pytest
 from napari_slicelabel import cli, terminal
 from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.events import Finished, Progress, SliceDone, Started
+from napari_slicelabel.engine.record import RunRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -478,6 +479,43 @@ def test_follow_closes_the_run_between_two_events(number: signal.Signals) -> Non
     assert signal.getsignal(number) is before
 
 
+def test_follow_lets_a_run_that_hears_the_wish_end_itself() -> None:
+    stop = terminal.StopRequest()
+    heard = []
+
+    def events() -> Iterator[Event]:
+        yield Started("r1", "m", "/f", ("v",), "z", 3)
+        os.kill(os.getpid(), signal.SIGINT)
+        heard.append(stop())
+        yield SliceDone("v", "z", 0, 0.5, "m")
+        yield Finished("r1", "stopped", 1.0, {})
+
+    passed = []
+    with pytest.raises(terminal.Interrupted) as caught:
+        passed.extend(terminal.follow(events(), stop))
+    assert caught.value.run_id == "r1"
+    assert heard == [True]
+    # not called done: no JSON comes of it
+    assert not any(isinstance(event, Finished) for event in passed)
+
+
+def test_follow_stops_a_run_at_once_where_the_wish_comes_again() -> None:
+    closed = []
+
+    def events() -> Iterator[Event]:
+        try:
+            yield Started("r1", "m", "/f", ("v",), "z", 3)
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("went on after the second interruption")
+        finally:
+            closed.append(True)
+
+    with pytest.raises(terminal.Interrupted):
+        list(terminal.follow(events(), terminal.StopRequest()))
+    assert closed == [True]
+
+
 def test_follow_does_not_call_a_finished_run_interrupted() -> None:
     def events() -> Iterator[Event]:
         yield Started("r1", "m", "/f", ("v",), "z", 3)
@@ -518,6 +556,8 @@ def test_interrupted_run_says_how_to_resume_and_resumes(
     assert out == ""
     assert "Traceback" not in err
     [run_id] = Project.open(painted).run_ids()
+    # not "cancelled": a method that trains keeps its steps then
+    assert RunRecord.load(Project.open(painted).run_folder(run_id)).outcome == "stopped"
     assert err.strip().endswith(f"slicelabel run {painted} --resume {run_id}")
     resumed = slicelabel("run", painted, "--resume", run_id)
     assert (resumed.json["run"], resumed.json["outcome"]) == (run_id, "finished")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from napari_slicelabel.errors import InputError, SliceLabelError
-from napari_slicelabel.terminal import Interrupted, emit, follow, say
+from napari_slicelabel.terminal import Interrupted, StopRequest, emit, follow, say
 
 if TYPE_CHECKING:
     from napari_slicelabel.data.boxes import Axis, SliceRef
@@ -327,7 +327,8 @@ def run(
         raise InputError("--resume takes method and parameters from the run; give only --device with it")
     else:
         chosen = _config_of_run(opened, resume, device)
-    for event in follow(run_method(opened, chosen, resume=resume)):
+    stop = StopRequest()
+    for event in follow(run_method(opened, chosen, resume=resume, stop=stop), stop):
         if isinstance(event, Finished):
             emit(
                 {

@@ -145,17 +145,20 @@ class StopRequest:
     def __init__(self) -> None:
         self.asked = False
 
+    def __call__(self) -> bool:
+        """Return the answer, as the `stop` of a run does."""
+        return self.asked
+
 
 @contextmanager
-def interruptible() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request that is answered between two events; a second stops at once.
+def interruptible(request: StopRequest) -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into a request that is answered in a safe place; a second stops at once.
 
-    An exception thrown into the middle of a write could leave half a slice, so the first one waits for a safe place.
+    An exception thrown into the middle of a write could leave half a slice.
     """
-    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         # Only the main thread may set handlers; a caller elsewhere closes the run itself.
-        yield request
+        yield
         return
 
     def ask(_number: int, _frame: FrameType | None) -> None:
@@ -167,19 +170,22 @@ def interruptible() -> Iterator[StopRequest]:
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield request
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def follow(events: "Iterator[Event]") -> "Iterator[Event]":
+def follow(events: "Iterator[Event]", stop: StopRequest | None = None) -> "Iterator[Event]":
     """Pass the events of a run on while showing them on stderr.
 
     Parameters
     ----------
     events : iterator of Event
         A run. It is closed in any case, also when the consumer stops early.
+    stop : StopRequest, optional
+        What the run itself asks whether to stop. Such a run ends by itself, with its training steps kept; any other is
+        closed at the event that comes next.
 
     Yields
     ------
@@ -189,14 +195,15 @@ def follow(events: "Iterator[Event]") -> "Iterator[Event]":
     Raises
     ------
     Interrupted
-        SIGINT or SIGTERM arrived; the run was closed at the event that came next.
+        SIGINT or SIGTERM arrived before the run had finished.
     """
     from napari_slicelabel.engine.events import Finished, Metric, Started
     from napari_slicelabel.engine.events import Progress as ProgressEvent
 
     run_id: str | None = None
     metrics: dict[str, float] = {}
-    with interruptible() as request, _closing(events), display() as screen:
+    request = StopRequest() if stop is None else stop
+    with interruptible(request), _closing(events), display() as screen:
         try:
             for event in events:
                 if isinstance(event, Started):
@@ -207,8 +214,10 @@ def follow(events: "Iterator[Event]") -> "Iterator[Event]":
                 elif isinstance(event, ProgressEvent):
                     shown = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
                     screen.update(event.stage, event.done, event.total, event.message or shown)
+                elif isinstance(event, Finished) and event.outcome == "stopped":
+                    raise Interrupted(run_id)
                 yield event
-                if request.asked and not isinstance(event, Finished):
+                if request.asked and stop is None and not isinstance(event, Finished):
                     raise Interrupted(run_id)
         except KeyboardInterrupt:
             raise Interrupted(run_id) from None
