@@ -70,6 +70,8 @@ VOLUMES: Mapping[str, DevVolume] = {
     "mni152_tiny": DevVolume(
         "med_mni152_tissue", crop=(slice(None, None, 2), slice(None, None, 3), slice(None, None, 3))
     ),
+    "vnc_tiny": DevVolume("em_vnc_sstem", crop=(slice(None), slice(0, 512, 4), slice(0, 512, 4))),
+    "fib25_tiny": DevVolume("em_fib25_medulla", "labels_membrane", (slice(0, 64), slice(0, 64), slice(0, 64))),
     "fib25_corner": DevVolume("em_fib25_medulla", "labels_membrane", (slice(0, 100), slice(0, 160), slice(0, 160))),
 }
 
