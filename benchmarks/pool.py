@@ -41,18 +41,18 @@ class Watched(FlowShare):
     truth: np.ndarray[Any, Any]
     annotated: tuple[int, ...]
     overlaps: dict[tuple[float, int], np.ndarray[Any, Any]]
-    said: float
+    said: tuple[float, float]
 
     def _weighed(self, found: Mapping[Slot, HeldOut]) -> Generator[Event, None, list[HeldOut]]:
         both = yield from super()._weighed(found)
-        type(self).said = self.share
-        self.share = self.share or _NEXT_TO_NOTHING
+        type(self).said = self.share, self.next_to
+        self.share, self.next_to = (share or _NEXT_TO_NOTHING for share in self.said)
         return both
 
     def added(self, bands: Iterable[Band], slot: Slot) -> Iterator[Band]:
         for rows, probability in bands:
             if slot.index in self.annotated:
-                yield from self._pooled(Band(rows, probability), slot, self.share)
+                yield from super().added([Band(rows, probability)], slot)
                 continue
             (nothing,), (everything,) = (self._pooled(Band(rows, probability), slot, share) for share in (0.0, 1.0))
             truth = self.truth[slot.index, rows]
@@ -62,12 +62,13 @@ class Watched(FlowShare):
                     here, there = best == channel, truth == channel
                     counts = np.array([np.count_nonzero(here & there), here.sum() + there.sum()])
                     self.overlaps[share, channel] = self.overlaps.get((share, channel), 0) + counts
-            yield from self._pooled(Band(rows, probability), slot, self.share)
+            yield from super().added([Band(rows, probability)], slot)
 
     def _pooled(self, band: Band, slot: Slot, share: float) -> Iterator[Band]:
-        kept, self.share = self.share, share or _NEXT_TO_NOTHING
+        kept = self.share, self.next_to
+        self.share = self.next_to = share or _NEXT_TO_NOTHING
         yield from super().added([band], slot)
-        self.share = kept
+        self.share, self.next_to = kept
 
 
 def measure(name: str, interval: int, seed: int) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def measure(name: str, interval: int, seed: int) -> dict[str, Any]:
     truth = whole(labels)
     annotated = every(interval, len(truth))
     Watched.truth, Watched.annotated = np.searchsorted(np.unique(truth), truth), annotated
-    Watched.overlaps, Watched.said = {}, 0.0
+    Watched.overlaps, Watched.said = {}, (0.0, 0.0)
     self_label.FlowShare = Watched  # type: ignore[misc]
     result = measured(name, interval, "self-label", {"transfer_iterations": 0, "device": "cpu"}, seed)
     dice = {
@@ -91,7 +92,8 @@ def measure(name: str, interval: int, seed: int) -> dict[str, Any]:
         "annotated": len(annotated),
         "dice": [dice[share] for share in SHARES],
         "held_out": told,
-        "share": Watched.said,
+        "share": Watched.said[0],
+        "next_to": Watched.said[1],
         "result": result["dice"],
     }
 
@@ -105,12 +107,15 @@ def table(results: list[dict[str, Any]]) -> str:
         "|---|---|---|" + "---|" * (len(shown) + 3),
     ]
     for row in sorted(results, key=lambda row: (row["volume"], row["every"], row["seed"])):
+        said = f"{row['share']:.2f}"
+        if row.get("next_to", row["share"]) != row["share"]:
+            said += f", next to annotated ones {row['next_to']:.2f}"
         dice = dict(zip(SHARES, row["dice"], strict=True))
         held_out = ", ".join(spread([row["held_out"][name]]) for name in ("network", "flow"))
         lines.append(
             f"| {row['volume']}, {row['every']} | {row['annotated']} | {held_out}"
             f" | {' | '.join(spread([dice[share]]) for share in shown)} | {max(SHARES, key=dice.__getitem__):g}"
-            f" | {row['share']:.2f} | {spread([row['result']])} |"
+            f" | {said} | {spread([row['result']])} |"
         )
     return "\n".join(lines)
 

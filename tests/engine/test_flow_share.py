@@ -11,6 +11,7 @@ import pytest
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.engine import flow_share, volume_learning
 from napari_slicelabel.engine.block_sampling import Block, BlockPool
+from napari_slicelabel.engine.confidence import HeldOut
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.context import run_store
 from napari_slicelabel.engine.evaluate import evaluate
@@ -223,9 +224,53 @@ def test_it_does_not_count_where_it_labels_them_far_worse(
     events = events_of(project, "self-label", **(learning if trained else {"fold_iterations": 1}))
     told = metrics_of(events)
     assert (told["held_out_dice_network"] > 0.3) is trained
-    assert told["flow_share"] == (0 if trained else 0.4)
+    assert told["flow_share"] == told["flow_share_next_to"] == (0 if trained else 0.4)
     assert ("carry" in stages_of(events)) is not trained
     assert ("flow" in {event.provenance for event in events if isinstance(event, SliceDone)}) is not trained
+
+
+def held_out_bars(shown: float, *, distance: int = 5) -> list[HeldOut]:
+    """Slices with a bar of which a part is labelled, and as much beside it."""
+    target = np.zeros(200, np.uint8)
+    target[50:150] = 1
+    seen = np.roll(target, round(100 * (1 - shown)))
+    probability = np.where(seen, 0.9, 0.1).astype(np.float32)
+    return [HeldOut(np.stack([1 - probability, probability]), target, distance)] * 2
+
+
+def test_how_much_it_counts_follows_from_held_out_slices() -> None:
+    # Dice .8 and .7, and the errors of the one are among those of the other
+    share, next_to = flow_share.shares(held_out_bars(0.8), held_out_bars(0.7))
+    assert 0 <= share == next_to <= flow_share.MOST_SHARE
+    # .2 from five slices away is .72 from the next one, and .55 from two away
+    assert flow_share.shares(held_out_bars(0.6), held_out_bars(0.2)) == (0, 0.5)
+    assert flow_share.shares(held_out_bars(0.8), held_out_bars(0.2)) == (0, 0)
+    assert flow_share.shares(held_out_bars(0.6), held_out_bars(0.2, distance=2)) == (0, 0)
+
+
+def test_it_counts_a_little_where_it_is_far_worse_and_helps() -> None:
+    """The network is not sure of the first fifth of the bar; flow knows that one, and nothing else."""
+    network, flow = held_out_bars(0.6)[0], held_out_bars(0.6)[0]
+    unsure, knows = network.probability.copy(), np.full((2, 200), 0.1, np.float32)
+    unsure[:, 50:70] = [[0.51], [0.49]]
+    knows[1, :70] = knows[1, 150:] = 0.9
+    knows[0] = 1 - knows[1]
+    assert flow_share.shares([network._replace(probability=unsure)], [flow._replace(probability=knows)])[0] == 0.15
+
+
+def test_it_may_count_next_to_annotated_slices_only(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow_share, "shares", lambda _network, _flow: (0.0, 1.0))
+    events_of(project, "self-label", flow="off")
+    without = sure_of(project)
+    events = events_of(project, "self-label")
+    assert "carry" in stages_of(events)
+    # where it hardly counts it is not shown, either
+    assert not [event for event in events if isinstance(event, SliceDone) and event.provenance == "flow"]
+    nearest = np.abs(np.arange(DEPTH)[:, None] - np.array(ANNOTATED)).min(1)
+    assert (sure_of(project) != without).any((1, 2))[nearest == 1].all()
+    np.testing.assert_array_equal(sure_of(project)[nearest != 1], without[nearest != 1])
+    scores = evaluate(project, truth=project.volume("a"), run_id=project.run_ids()[-1])["by_distance"]
+    assert scores[0]["mean_dice"] > 0.9
 
 
 @methods

@@ -52,8 +52,9 @@ further from annotated ones than any other: what they say of flow beside a netwo
 """
 
 # Where the Dice of the network on held-out slices is as high as the first, and that of flow less than the second times
-# as high, flow does not count: likelihood alone would let it, since it asks how sure they are as well as what they say.
-_KNOWS, _WORSE = 0.3, 0.5
+# as high, flow counts for little, the third: likelihood alone would let it count for more, since it asks how sure they
+# are as well as what they say. Next to an annotated slice it may count for the fourth all the same.
+_KNOWS, _WORSE, _LITTLE, _NEXT_TO = 0.3, 0.5, 0.15, 0.5
 # Where no slice is held out of flow: its share is so many times the Dice with which labels return, and none below that.
 _PER_RETURN, _LEAST_SHARE = 2.0, 0.1
 
@@ -93,6 +94,8 @@ class FlowShare:
     ----------
     share : float
         0 = not at all. Set by `calibrated` or `assumed`, or to that of a run that goes on.
+    next_to : float
+        The share in slices that lie next to an annotated one.
     teaches : bool
         Whether what it carries is a pseudo-label to begin with, too: where no slice could be held out of it.
 
@@ -103,18 +106,19 @@ class FlowShare:
     """
 
     def __init__(self, context: "RunContext", config: FlowShareConfig, known: "Known") -> None:
-        self.share, self.teaches = 0.0, False
+        self.share, self.next_to, self.teaches = 0.0, 0.0, False
         self._context, self._config, self._known = context, config, known
         self._sets = LabelSets(context)
         self._flow: Flow | None = None
 
     def state(self) -> dict[str, JsonValue]:
         """Return what a resumed run must know, as JSON."""
-        return {"flow_share": self.share, "flow_teaches": self.teaches}
+        return {"flow_share": self.share, "flow_next_to": self.next_to, "flow_teaches": self.teaches}
 
     def load_state(self, state: Mapping[str, JsonValue]) -> None:
         """Go on as `state` says."""
         self.share = float(state["flow_share"])  # type: ignore[arg-type]
+        self.next_to = float(state.get("flow_next_to", self.share))  # type: ignore[arg-type]
         self.teaches = bool(state.get("flow_teaches"))
 
     def calibrated(
@@ -169,11 +173,14 @@ class FlowShare:
         digest : str
             Of the annotation.
         write : callable, optional
-            Writes a slice, with its provenance: what flow says is the first that is seen of it, and learned from if it
-            `teaches`. Not where something is labelled already, whose place it must not take.
+            Writes a slice, with its provenance: what flow says is the first that is seen of it, unless it counts for
+            little, and learned from if it `teaches`. Not where something is labelled already, whose place it must not
+            take.
         """
         flow, self._flow = self._flow, None
-        if not self.share or all(self._sets.is_finished(name, digest) for name in (FLOW_SET, _SECOND)):
+        if self.share <= _LITTLE:
+            write = None
+        if not self.next_to or all(self._sets.is_finished(name, digest) for name in (FLOW_SET, _SECOND)):
             return
         flow = flow or (yield from self._learned())
         if self._context.stop():
@@ -199,7 +206,8 @@ class FlowShare:
 
     def added(self, bands: Iterable[Band], slot: Slot) -> Iterator[Band]:
         """Yield the bands of a slice together with what flow carried to it, where it did."""
-        if not self.share:
+        share = self.next_to if self._known.distance(slot) == 1 else self.share
+        if not share:
             yield from bands
             return
         width = self._context.volume(slot.volume).plane_shape(self._context.axis)[1]
@@ -209,7 +217,7 @@ class FlowShare:
                 read([FLOW_SET, _SECOND], slot.volume, box)[:, 0] for read in (self._sets.labels, self._sets.confidence)
             )
             carried = from_two(labels, sure, len(probability))
-            yield Band(rows, np.where(sure[0] > 0, pooled(probability, carried, self.share), probability))
+            yield Band(rows, np.where(sure[0] > 0, pooled(probability, carried, share), probability))
 
     def remove(self) -> None:
         """Remove what flow carried from the disk, and with it all other sets of the run."""
@@ -246,16 +254,12 @@ class FlowShare:
             # one annotated slice in each volume: none lies between others
             yield from self._returned(self._flow)
             return []
-        by_network, by_flow = mean_dice(network), mean_dice(flow)
-        far_worse = by_network >= _KNOWS and by_flow < _WORSE * by_network
-        self.share = 0.0 if far_worse else min(MOST_SHARE, fit_share(network, flow))
-        both = [
-            one._replace(probability=pooled(one.probability, other.probability, self.share))
-            for one, other in zip(network, flow, strict=True)
-        ]
+        self.share, self.next_to = shares(network, flow)
+        both = together(network, flow, self.share)
         yield Metric("flow_share", self.share, 0)
-        yield Metric("held_out_dice_network", by_network, 0)
-        yield Metric("held_out_dice_flow", by_flow, 0)
+        yield Metric("flow_share_next_to", self.next_to, 0)
+        yield Metric("held_out_dice_network", mean_dice(network), 0)
+        yield Metric("held_out_dice_flow", mean_dice(flow), 0)
         yield Metric("held_out_dice_both", mean_dice(both), 0)
         # of other slices nothing is known that is labelled in this way
         return both if self.share else []
@@ -264,10 +268,43 @@ class FlowShare:
         """Let flow count as much as labels return that it carries away and back."""
         dice = yield from flow.there_and_back()
         share = min(MOST_SHARE, _PER_RETURN * dice)
-        self.share = share if share >= _LEAST_SHARE else 0.0
+        self.share = self.next_to = share if share >= _LEAST_SHARE else 0.0
         self.teaches = self.share > 0
         yield Metric("flow_share", self.share, 0)
         yield Metric("flow_return", dice, 0)
+
+
+def together(network: Sequence[HeldOut], flow: Sequence[HeldOut], share: float) -> list[HeldOut]:
+    """Return held-out slices as network and flow label them together, flow with a share of 0 to 1."""
+    return [
+        one._replace(probability=pooled(one.probability, other.probability, share))
+        for one, other in zip(network, flow, strict=True)
+    ]
+
+
+def shares(network: Sequence[HeldOut], flow: Sequence[HeldOut]) -> tuple[float, float]:
+    """Return how much flow should count, and how much next to an annotated slice, from slices held out of both.
+
+    Parameters
+    ----------
+    network, flow : sequence of HeldOut
+        What the two say of the same pixels of the same held-out slices.
+
+    Returns
+    -------
+    tuple of float
+        Twice the likeliest share, see `fit_share`, but `MOST_SHARE` at most. Where flow labels far worse: a little if
+        the two together label better than the network, else 0; and next to an annotated slice one half, if flow is
+        better there than the network. It loses about the same part of its labels at every slice, so that its Dice there
+        is a root of what it is further away, while a network hardly knows of distances (docs/algorithms.md).
+    """
+    by_network, by_flow = mean_dice(network), mean_dice(flow)
+    if by_network < _KNOWS or by_flow >= _WORSE * by_network:
+        share = min(MOST_SHARE, fit_share(network, flow))
+        return share, share
+    share = _LITTLE if mean_dice(together(network, flow, _LITTLE)) > by_network else 0.0
+    distance = float(np.mean([slice_.distance for slice_ in flow]))
+    return share, _NEXT_TO if by_flow ** (1 / distance) > by_network else share
 
 
 def runner_up(probability: "NDArray[np.float32]", best: Labelled) -> Labelled:
