@@ -387,7 +387,7 @@ class SelfTraining:
         left = until - trainer.step_number
         if left > 0:
             yield from self.learner.train(trainer, pool, left, self._named(name))
-        if trainer.step_number < until:
+        if self.context.stop():
             self._save(trainer.state(), done=self.stage - 1, under_way=self.stage)
 
     def _save(
