@@ -293,7 +293,7 @@ def shares(network: Sequence[HeldOut], flow: Sequence[HeldOut]) -> tuple[float, 
     Returns
     -------
     tuple of float
-        Both are the likeliest share, see `fit_share`, but `MOST_SHARE` at most. Where flow labels far worse: a little if
+        Both the likeliest share, see `fit_share`, but `MOST_SHARE` at most. Where flow labels far worse: a little, if
         the two together label better than the network, else 0; and next to an annotated slice one half, if flow is
         better there than the network. It loses about the same part of its labels at every slice, so that its Dice there
         is a root of what it is further away, while a network hardly knows of distances (docs/algorithms.md).
