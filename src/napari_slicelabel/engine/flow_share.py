@@ -257,7 +257,8 @@ class FlowShare:
         self.share, self.next_to = shares(network, flow)
         both = together(network, flow, self.share)
         yield Metric("flow_share", self.share, 0)
-        yield Metric("flow_share_next_to", self.next_to, 0)
+        if self.next_to != self.share:
+            yield Metric("flow_share_next_to", self.next_to, 0)
         yield Metric("held_out_dice_network", mean_dice(network), 0)
         yield Metric("held_out_dice_flow", mean_dice(flow), 0)
         yield Metric("held_out_dice_both", mean_dice(both), 0)
