@@ -185,6 +185,17 @@ def test_a_network_learns_from_it_where_too_few_slices_are_annotated_to_ask(
     assert not learned
 
 
+def test_a_network_learns_from_it_however_little_it_counts(
+    make_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow_share, "MOST_SHARE", 0.12)
+    learned = pseudo_labels_learned_from(monkeypatch)
+    project = make_project({"a": drifting_tube()}, {"a": ANNOTATED[1:3]}, classes=("tube",))
+    told = metrics_of(list(run(project, build_config("self-label", settings_of("self-label")))))
+    assert told["flow_share"] == 0.12
+    assert np.mean([target != IGNORE for target in learned]) == 1
+
+
 def test_it_does_not_count_where_labels_do_not_come_back(make_project: Callable[..., Project]) -> None:
     """A single annotated slice, and nothing of it in the others."""
     noise = np.random.default_rng(0).integers(0, 255, (DEPTH, 48, 48)).astype(np.uint8)

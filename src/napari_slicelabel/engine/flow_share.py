@@ -173,12 +173,12 @@ class FlowShare:
         digest : str
             Of the annotation.
         write : callable, optional
-            Writes a slice, with its provenance: what flow says is the first that is seen of it, unless it counts for
-            little, and learned from if it `teaches`. Not where something is labelled already, whose place it must not
-            take.
+            Writes a slice, with its provenance: what flow says is the first that is seen of it, and learned from if it
+            `teaches`; if not, and it counts for little, it is not shown. Not where something is labelled already, whose
+            place it must not take.
         """
         flow, self._flow = self._flow, None
-        if self.share <= _LITTLE:
+        if self.share <= _LITTLE and not self.teaches:
             write = None
         if not self.next_to or all(self._sets.is_finished(name, digest) for name in (FLOW_SET, _SECOND)):
             return
