@@ -44,18 +44,12 @@ SETTINGS: dict[str, dict[str, object]] = {
 }
 
 
-def orders(seeds: int) -> Iterator[dict[str, Any]]:
-    """Yield the arguments of every run, all of one seed before the next; there is no chance in `interpolate`."""
+def orders(seeds: int, results: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the arguments of every run without a result, a seed at a time; there is no chance in `interpolate`."""
+    have = {(r["volume"], r["every"], r["method"], r["seed"]) for r in results}
     for seed, interval, volume, (method, settings) in product(range(seeds), INTERVALS, VOLUMES, SETTINGS.items()):
-        if method != "interpolate" or not seed:
+        if (volume, interval, method, seed) not in have and (method != "interpolate" or not seed):
             yield {"name": volume, "interval": interval, "method": method, "settings": settings, "seed": seed}
-
-
-def key(result: dict[str, Any]) -> tuple[str, int, str, int]:
-    """Return what tells a result, or the order of one, from others."""
-    name = result["volume"] if "volume" in result else result["name"]
-    interval = result["every"] if "every" in result else result["interval"]
-    return name, interval, result["method"], result["seed"]
 
 
 def _over_volumes(results: Iterable[dict[str, Any]]) -> list[float]:
@@ -102,8 +96,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=REPOSITORY / "benchmarks" / "results" / "budgets.jsonl")
     parser.add_argument("--no-table", action="store_true", help="leave docs/benchmarks.md alone")
     arguments = parser.parse_args()
-    have = {key(result) for result in read_results(arguments.results)}
-    measure_all(MEASURE, (order for order in orders(arguments.seeds) if key(order) not in have), arguments)
+    measure_all(MEASURE, orders(arguments.seeds, read_results(arguments.results)), arguments)
     if not arguments.no_table:
         write_section("budgets", table(read_results(arguments.results)))
 
