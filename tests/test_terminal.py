@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from napari_slicelabel import terminal
-from napari_slicelabel.engine.events import Metric, Progress, Started
+from napari_slicelabel.engine.events import Finished, Metric, Progress, Started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +61,27 @@ def test_lines_say_stage_and_time_left(capsys: pytest.CaptureFixture[str]) -> No
     assert said[0] == "fit: 0/30, loss 0.2"
     assert said[1] == "fit: 5/30, 25 s left, loss 0.2"
     assert len(said) == 7
+
+
+def test_numbers_of_a_stage_are_not_repeated_by_the_next(capsys: pytest.CaptureFixture[str]) -> None:
+    def events() -> Iterator[Event]:
+        yield Progress("calibrate", 1, 1, "a z3")
+        yield Metric("temperature", 1.5, 0)
+        yield Metric("held_out_dice", 0.75, 0)
+        yield Metric("loss", 0.25, 10)
+        yield Progress("fit", 11, 20)
+        yield Progress("predict", 1, 1)
+        yield Metric("churn", 0.5, 1)
+        yield Finished("r1", "finished", 1.0, {})
+
+    list(terminal.follow(events()))
+    assert capsys.readouterr().err.splitlines() == [
+        "calibrate: 1/1, a z3",
+        "calibrate: temperature 1.5, held_out_dice 0.75, loss 0.25",
+        "fit: 11/20",
+        "predict: 1/1",
+        "predict: churn 0.5",
+    ]
 
 
 def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,6 +150,38 @@ class StopRequest:
         return self.asked
 
 
+class _Numbers:
+    """The metrics of the stage that goes on; those that its progress never showed get a line when it is over."""
+
+    def __init__(self) -> None:
+        self._stage, self._shown = "", True
+        self._values: dict[str, float] = {}
+
+    def add(self, name: str, value: float) -> None:
+        self._values[name] = value
+        self._shown = False
+
+    def at(self, stage: str) -> str:
+        """Return what to show beside the progress of a stage."""
+        if stage != self._stage:
+            # what came before there was a stage belongs to the first
+            if self._stage:
+                self.close()
+            self._stage = stage
+        self._shown = True
+        return str(self)
+
+    def close(self) -> None:
+        """The stage is over."""
+        if not self._shown:
+            say(f"{self._stage}: {self}")
+        self._values.clear()
+        self._shown = True
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:.3g}" for name, value in self._values.items())
+
+
 @contextmanager
 def interruptible(request: StopRequest) -> Iterator[None]:
     """Turn the first SIGINT or SIGTERM into a request that is answered in a safe place; a second stops at once.
@@ -201,7 +233,7 @@ def follow(events: "Iterator[Event]", stop: StopRequest | None = None) -> "Itera
     from napari_slicelabel.engine.events import Progress as ProgressEvent
 
     run_id: str | None = None
-    metrics: dict[str, float] = {}
+    numbers = _Numbers()
     request = StopRequest() if stop is None else stop
     with interruptible(request), _closing(events), display() as screen:
         try:
@@ -210,12 +242,14 @@ def follow(events: "Iterator[Event]", stop: StopRequest | None = None) -> "Itera
                     run_id = event.run_id
                     say(f"run {run_id} ({event.method})")
                 elif isinstance(event, Metric):
-                    metrics[event.name] = event.value
+                    numbers.add(event.name, event.value)
                 elif isinstance(event, ProgressEvent):
-                    shown = ", ".join(f"{name} {value:.3g}" for name, value in metrics.items())
+                    shown = numbers.at(event.stage)
                     screen.update(event.stage, event.done, event.total, event.message or shown)
-                elif isinstance(event, Finished) and event.outcome == "stopped":
-                    raise Interrupted(run_id)
+                elif isinstance(event, Finished):
+                    numbers.close()
+                    if event.outcome == "stopped":
+                        raise Interrupted(run_id)
                 yield event
                 if request.asked and stop is None and not isinstance(event, Finished):
                     raise Interrupted(run_id)
