@@ -23,7 +23,7 @@ from benchmarks.runs import MEASURE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-VOLUMES = ("vnc_tiny", "fib25_tiny", "mni152_tiny", "itksnap_tiny", "abide_tiny")
+VOLUMES = ("vnc_tiny", "fib25_tiny", "mni152_tiny", "itksnap_tiny", "abide_tiny", "med_spine_t1")
 INTERVALS = (5, 10, 20)
 SEEDS = 3
 
