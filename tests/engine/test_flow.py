@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from napari_slicelabel.engine import flow_carrier
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.context import run_store
 from napari_slicelabel.engine.events import Progress, SliceDone
+from napari_slicelabel.engine.plan import plan
+from napari_slicelabel.engine.record import RunRecord
 from napari_slicelabel.engine.run import run
 from napari_slicelabel.engine.scratch import Scratch
 from napari_slicelabel.errors import StorageError
@@ -169,6 +172,55 @@ def predicted(project: Project) -> NDArray[np.uint8]:
 
 def dice(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     return float(2 * np.count_nonzero(one & other) / (np.count_nonzero(one) + np.count_nonzero(other)))
+
+
+def scores_of(project: Project) -> list[float]:
+    """Return the expected Dice of all slices of the last run."""
+    with (project.run_folder(project.run_ids()[-1]) / "slices.csv").open() as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: int(row["index"]))
+    return [float(row["confidence"]) for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["moves", "jumps", "vanishes"])
+def test_from_one_slice_it_tells_how_sure_it_may_be(tmp_path: Path, kind: str) -> None:
+    """Less is expected where labels do not come back that were carried away, and nowhere more."""
+    image, labels = moving_disc()
+    jumps = np.random.default_rng(1).integers(12, 36, (12, 2))
+    for z in (z for z in range(12) if z != 6):
+        if kind == "jumps":
+            image[z] = np.roll(image[z], tuple(jumps[z]), (0, 1))
+        if kind == "vanishes":
+            image[z][labels[z] == 1] = 90
+    np.save(tmp_path / "disc.npy", image)
+    project = Project.create(tmp_path / "disc.slicelabel", [tmp_path / "disc.npy"], names=["tiny"], classes=["disc"])
+    project.annotation("tiny").write_slice(SliceRef("z", 6), labels[6], complete=True)
+    expected = {}
+    for calibrate in ("off", "auto"):
+        settings = {**TINY, "iterations": 20, "crop_px": 48, "align": "off", "damaged": "keep", "calibrate": calibrate}
+        size = plan(project, build_config("flow", settings))
+        events = list(run(project, build_config("flow", settings)))
+        carried = sum(isinstance(event, Progress) and event.stage == "there and back" for event in events)
+        # 6 slices below and 5 above, 3 of each on average
+        assert carried == (12 if calibrate == "auto" else 0)
+        assert size.work.predictions == 12 + carried
+        assert RunRecord.load(project.run_folder(project.run_ids()[-1])).measured is (calibrate == "auto")
+        expected[calibrate] = np.array(scores_of(project))
+    assert (expected["auto"] <= expected["off"] + 1e-6).all()
+    assert expected["auto"][6] == 1
+    if kind == "moves":
+        assert (expected["auto"] > 0.9).all()
+    if kind == "jumps":
+        assert expected["auto"].mean() < expected["off"].mean() - 0.02
+
+
+def test_slices_are_held_out_as_soon_as_they_can_be(project: Project, tiny_stack: Sample) -> None:
+    """Two annotated slices, then a third between them: what came back no longer counts."""
+    config = build_config("flow", {**TINY, "reuse": "on", "calibrate": "auto"})
+    for slices, stage in (((2, 12), "there and back"), ((7,), "calibrate")):
+        for z in slices:
+            project.annotation("tiny").write_slice(SliceRef("z", z), tiny_stack.labels[z], complete=True)
+        stages = {event.stage for event in run(project, config) if isinstance(event, Progress)}
+        assert stages & {"there and back", "calibrate"} == {stage}
 
 
 @pytest.mark.parametrize("kind", ["missing", "white"])

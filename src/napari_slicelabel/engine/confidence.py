@@ -254,7 +254,9 @@ def sample_known(target: "NDArray[np.uint8]", rng: np.random.Generator) -> "NDAr
     return picked
 
 
-def calibrate(held_out: Sequence[HeldOut], usual_area: float, *, final: bool = False) -> Calibration:
+def calibrate(
+    held_out: Sequence[HeldOut], usual_area: float, *, final: bool = False, returned: bool = False
+) -> Calibration:
     """Return the calibration under which held-out slices come out best.
 
     Parameters
@@ -266,6 +268,9 @@ def calibrate(held_out: Sequence[HeldOut], usual_area: float, *, final: bool = F
     final : bool
         Whether what labels held-out slices is what labels all others. Then it may turn out to be too modest, too, and
         the temperature be below 1: not where it trained for less long, and is less sure of itself for that reason.
+    returned : bool
+        Whether they were not held out, but carried away and back. That may show that labels get lost, but not that they
+        arrive: they can also come back from where there is nothing like them. So there is no shift upwards.
 
     Returns
     -------
@@ -284,6 +289,8 @@ def calibrate(held_out: Sequence[HeldOut], usual_area: float, *, final: bool = F
         true.append(true_dice(channels, slice_.target))
     known = [(e, t) for e, t in zip(expected, true, strict=True) if t is not None]
     shift = _fit_shift([e for e, _ in known], [t for _, t in known]) if known else 0.0
+    if returned:
+        shift = min(shift, 0.0)
     if shift < 0:
         shift *= len(known) / (len(known) + _UNSHIFTED)
     return Calibration(temperature, shift, float(np.mean([slice_.distance for slice_ in held_out])))

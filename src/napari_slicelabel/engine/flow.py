@@ -11,7 +11,7 @@ correspondence network (`engine.guided`, `engine.refinement`).
 
 import hashlib
 import math
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
@@ -147,9 +147,11 @@ def work(stacks: Sequence[Stack], classes: int, config: FlowConfig) -> Work:
     pixels = max(stack.pixels for stack in stacks)
     stride = _stride(config, pixels)
     around = [ends for stack in stacks for piece in stack.pieces for ends in _around_one(piece)]
-    held_out = _some(around) if config.calibrate == "auto" else []
     # both chains of a gap reach its other end
-    judged = sum(2 * (upper - lower) if config.sides == "both" else upper - lower - 1 for lower, upper in held_out)
+    judged = [2 * (upper - lower) if config.sides == "both" else upper - lower - 1 for lower, upper in around]
+    if not around:
+        anchors = [(piece, anchor) for stack in stacks for piece in stack.pieces for anchor in piece.anchors]
+        judged = [2 * sum(map(len, _ways(piece, anchor))) for piece, anchor in anchors]
     filled = sum(stack.slices for stack in stacks)
     crops = 2 * config.batch * min(config.crop_px**2, pixels)
     rate = 1.0 if config.encoder == "resnet" else 0.5 / stride
@@ -163,7 +165,7 @@ def work(stacks: Sequence[Stack], classes: int, config: FlowConfig) -> Work:
     return Work(
         rounds=0,
         steps=flow_steps + refine_steps,
-        predictions=filled + judged,
+        predictions=filled + (sum(_some(judged)) if config.calibrate == "auto" else 0),
         step_s=seconds / max(1, flow_steps + refine_steps),
         prediction_s=(1 + guided) * carry_s + refined * refine_slice_s,
         memory_bytes=(300 + config.cache_mb) * 2**20 + 60 * (2 + classes) * pixels + refined * refine_bytes,
@@ -216,7 +218,7 @@ class Flow:
                 noise=estimate_noise(self._slices.plane(first)[0]),
             )
         ).to(context.device)
-        self._measured_with = 0
+        self._measured_with, self._holds_out = 0, False
 
     def _reach(self, pixels: int) -> float:
         """Return `reach` in features: never less than one of them, nor so much that the window cuts it off."""
@@ -249,7 +251,8 @@ class Flow:
         painted = self._painted()
         measured_with = cast("int", known.get("measured_with", 0))
         annotated = sum(len(self.context.annotated(name)) for name in self.context.volumes)
-        if annotated < 2 * measured_with:
+        self._holds_out = bool(self._between_others())
+        if annotated < 2 * measured_with and known.get("holds_out", self._holds_out) == self._holds_out:
             self.calibration = Calibration(**known["calibration"])  # type: ignore[arg-type]
         else:
             yield from self._calibrate()
@@ -288,6 +291,7 @@ class Flow:
             "classes": list(self.context.class_ids),
             "calibration": asdict(self.calibration),
             "measured_with": self._measured_with,
+            "holds_out": self._holds_out,
             "residual": self.carrier.residual,
             "stages": stages,
             "stale": [asdict(slot) for slot in sorted(self._stale)],
@@ -470,34 +474,46 @@ class Flow:
     # -- held-out slices ----------------------------------------------------------------------------------------------
 
     def _calibrate(self) -> Iterator[Event]:
-        """Carry labels to annotated slices from those around them, and measure how sure one may be."""
+        """Carry labels to annotated slices, and measure how sure one may be of what arrives."""
         if self.config.calibrate == "off":
             return
         found: list[HeldOut] = []
-        for event in self.to_held_out():
+        for event in self._to_held_out() if self._holds_out else self.there_and_back():
             if isinstance(event, Progress):
                 yield event
-                continue
-            slot, probability = event
-            target = self._known.human(slot)
-            known = target != IGNORE
-            distance = self._known.held_out_distance(slot, (slot,))
-            found.append(HeldOut(probability[:, known], target[known], distance))
+            else:
+                found.append(event)
         if found and not self.context.stop():
-            self.calibration = calibrate(found, self._usual_area, final=True)
+            self.calibration = calibrate(found, self._usual_area, final=self._holds_out, returned=not self._holds_out)
             yield Metric("temperature", self.calibration.temperature, 0)
             yield Metric("held_out_dice", mean_dice(found), 0)
 
+    def _to_held_out(self) -> Iterator[Progress | HeldOut]:
+        for event in self.to_held_out():
+            if isinstance(event, Progress):
+                yield event
+            else:
+                slot, probability = event
+                yield self._judged(slot, probability, self._known.held_out_distance(slot, (slot,)))
+
+    def _judged(self, slot: Slot, probability: "NDArray[np.float32]", distance: int) -> HeldOut:
+        """Return what was carried to an annotated slice beside what a human painted there."""
+        target = self._known.human(slot)
+        known = target != IGNORE
+        return HeldOut(probability[:, known], target[known], distance)
+
+    def _between_others(self) -> list[Gap]:
+        """Return a gap for each annotated slice that has others on both sides, as if it were not annotated itself."""
+        return [
+            Gap(name, range(lower + 1, upper), lower, upper)
+            for name in self.context.volumes
+            for piece in self.context.pieces(name)
+            for lower, upper in _around_one(piece)
+        ]
+
     def to_held_out(self) -> Iterator[Progress | tuple[Slot, "NDArray[np.float32]"]]:
         """Carry labels to some annotated slices from those on both sides of each; yield these with probabilities."""
-        chosen = _some(
-            [
-                Gap(name, range(lower + 1, upper), lower, upper)
-                for name in self.context.volumes
-                for piece in self.context.pieces(name)
-                for lower, upper in _around_one(piece)
-            ]
-        )
+        chosen = _some(self._between_others())
         for number, gap in enumerate(chosen, 1):
             held_out = next(i for i in self.context.annotated(gap.volume) if i in gap.slices)
             for index, probability in self.carrier.carried(gap):
@@ -508,30 +524,30 @@ class Flow:
                 if self.context.stop():
                     return
 
-    def there_and_back(self) -> Generator[Progress, None, float]:
-        """Carry labels away from some annotated slices and back again, and return the Dice with which they return.
+    def there_and_back(self) -> Iterator[Progress | HeldOut]:
+        """Carry labels away from some annotated slices and back again; yield them as they return.
 
         As far as slices lie from annotated ones on average, but not further than `_FURTHEST`. It takes no other truth,
-        and is close to the Dice that labels have at the far end (docs/algorithms.md): what is lost on the way there is
-        not found again on the way back.
+        and what returns is about as good as what labels are at the far end (docs/algorithms.md), whose distance it
+        has: what is lost on the way there is not found again on the way back.
         """
-        ends: list[tuple[Slot, list[int]]] = []
-        for slot in _some(self._known.human_slots()):
-            piece = next(piece for piece in self.context.pieces(slot.volume) if slot.index in piece.slices)
-            distances = [piece.distance(index) for index in piece.slices if index not in piece.anchors]
-            far = min(_FURTHEST, round(float(np.mean(distances or [0]))))
-            above = range(slot.index + 1, min(slot.index + far + 1, piece.slices.stop))
-            below = range(slot.index - 1, max(slot.index - far, piece.slices.start) - 1, -1)
-            ends += [(slot, [*way, *reversed(way[:-1]), slot.index]) for way in (above, below) if way]
-        scores = []
-        for number, (slot, way) in enumerate(ends, 1):
-            for _, carried in self.carrier.chain(slot.volume, slot.index, iter(way)):
+        chosen = _some(
+            [
+                (name, piece, anchor)
+                for name in self.context.volumes
+                for piece in self.context.pieces(name)
+                for anchor in piece.anchors
+            ]
+        )
+        ways = [(Slot(name, anchor), away) for name, piece, anchor in chosen for away in _ways(piece, anchor)]
+        for number, (slot, away) in enumerate(ways, 1):
+            there_and_back = [*away, *reversed(away[:-1]), slot.index]
+            for _, carried in self.carrier.chain(slot.volume, slot.index, iter(there_and_back)):
                 arrived = carried
-                yield Progress("there and back", number, len(ends), f"{slot.volume} {self.context.axis}{slot.index}")
+                yield Progress("there and back", number, len(ways), f"{slot.volume} {self.context.axis}{slot.index}")
                 if self.context.stop():
-                    return 0.0
-            scores.append(self.carrier.dice(arrived, slot))
-        return float(np.mean([score for score in scores if score is not None] or [0.0]))
+                    return
+            yield self._judged(slot, arrived.explained().cpu().numpy(), len(away))
 
 
 def _same(gap: Gap, before: Mapping[str, str], painted: Mapping[str, str]) -> bool:
@@ -544,6 +560,15 @@ def _same(gap: Gap, before: Mapping[str, str], painted: Mapping[str, str]) -> bo
 def _around_one(piece: Piece) -> list[tuple[int, int]]:
     """Return the annotated slices on both sides of each that has some on both."""
     return list(zip(piece.anchors, piece.anchors[2:], strict=False))
+
+
+def _ways(piece: Piece, anchor: int) -> list[range]:
+    """Return the ways from an annotated slice of a piece that are as long as slices are far from such on average."""
+    distances = [piece.distance(index) for index in piece.slices if index not in piece.anchors]
+    far = min(_FURTHEST, round(float(np.mean(distances or [0]))))
+    above = range(anchor + 1, min(anchor + far + 1, piece.slices.stop))
+    below = range(anchor - 1, max(anchor - far, piece.slices.start) - 1, -1)
+    return [way for way in (above, below) if way]
 
 
 def _some(items: Sequence[T]) -> Sequence[T]:

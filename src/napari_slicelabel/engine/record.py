@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 RECORD_NAME = "run.json"
 JOURNAL_NAME = "events.jsonl"
 
-# Methods that label a held-out slice from annotated ones on both sides of it; networks need others somewhere.
-_FROM_BOTH_SIDES = ("interpolate", "flow")
+# Labels a held-out slice from annotated ones on both sides of it; networks need others somewhere.
+_FROM_BOTH_SIDES = "interpolate"
+# Needs none held out: its labels go from an annotated slice to others and back.
+_RETURNS = "flow"
 
 
 class RunRecord(BaseModel):
@@ -68,10 +70,12 @@ class RunRecord(BaseModel):
 
     @property
     def measured(self) -> bool:
-        """Whether annotated slices were held out to measure on them how sure the run may be of its labels."""
+        """Whether it was measured on annotated slices how sure the run may be of its labels."""
         if self.config.get("calibrate") == "off":
             return False
-        if self.method in _FROM_BOTH_SIDES:
+        if self.method == _RETURNS:
+            return True
+        if self.method == _FROM_BOTH_SIDES:
             anchors = [len(piece.anchors) for volume in self.annotated for piece in self.pieces(volume)]
             return max(anchors, default=0) >= LEAST_FOR_CALIBRATION
         return sum(map(len, self.annotated.values())) >= LEAST_FOR_CALIBRATION

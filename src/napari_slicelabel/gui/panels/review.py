@@ -29,8 +29,9 @@ class ReviewPanel(Panel):
         super().__init__(workspace, parent)
         self.status = text_label(
             tip="Expected Dice: the overlap with the true labels that the method expects, 0 to 1, measured on painted"
-            " slices that it was not shown. Not measured: fewer than three are painted, or calibrate is off, and the"
-            " method says how sure it is of itself."
+            " slices that it was not shown (flow, from one or two slices: on labels that it carries away and back)."
+            " Not measured: fewer than three are painted, or calibrate is off, and the method says how sure it is of"
+            " itself."
         )
         self.column.addWidget(self.status)
         self.show_confidence = QCheckBox("Show confidence on the canvas")
