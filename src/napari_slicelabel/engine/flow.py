@@ -150,8 +150,7 @@ def work(stacks: Sequence[Stack], classes: int, config: FlowConfig) -> Work:
     # both chains of a gap reach its other end
     judged = [2 * (upper - lower) if config.sides == "both" else upper - lower - 1 for lower, upper in around]
     if not around:
-        anchors = [(piece, anchor) for stack in stacks for piece in stack.pieces for anchor in piece.anchors]
-        judged = [2 * sum(map(len, _ways(piece, anchor))) for piece, anchor in anchors]
+        judged = [2 * sum(map(len, both)) for stack in stacks for piece in stack.pieces for _, both in _ways(piece)]
     filled = sum(stack.slices for stack in stacks)
     crops = 2 * config.batch * min(config.crop_px**2, pixels)
     rate = 1.0 if config.encoder == "resnet" else 0.5 / stride
@@ -533,13 +532,13 @@ class Flow:
         """
         chosen = _some(
             [
-                (name, piece, anchor)
+                (Slot(name, anchor), both)
                 for name in self.context.volumes
                 for piece in self.context.pieces(name)
-                for anchor in piece.anchors
+                for anchor, both in _ways(piece)
             ]
         )
-        ways = [(Slot(name, anchor), away) for name, piece, anchor in chosen for away in _ways(piece, anchor)]
+        ways = [(slot, away) for slot, both in chosen for away in both]
         for number, (slot, away) in enumerate(ways, 1):
             there_and_back = [*away, *reversed(away[:-1]), slot.index]
             for _, carried in self.carrier.chain(slot.volume, slot.index, iter(there_and_back)):
@@ -562,13 +561,16 @@ def _around_one(piece: Piece) -> list[tuple[int, int]]:
     return list(zip(piece.anchors, piece.anchors[2:], strict=False))
 
 
-def _ways(piece: Piece, anchor: int) -> list[range]:
-    """Return the ways from an annotated slice of a piece that are as long as slices are far from such on average."""
+def _ways(piece: Piece) -> list[tuple[int, list[range]]]:
+    """Return the annotated slices of a piece, each with one or two ways from it, as far as slices are on average."""
     distances = [piece.distance(index) for index in piece.slices if index not in piece.anchors]
     far = min(_FURTHEST, round(float(np.mean(distances or [0]))))
-    above = range(anchor + 1, min(anchor + far + 1, piece.slices.stop))
-    below = range(anchor - 1, max(anchor - far, piece.slices.start) - 1, -1)
-    return [way for way in (above, below) if way]
+    found = []
+    for anchor in piece.anchors:
+        above = range(anchor + 1, min(anchor + far + 1, piece.slices.stop))
+        below = range(anchor - 1, max(anchor - far, piece.slices.start) - 1, -1)
+        found.append((anchor, [way for way in (above, below) if way]))
+    return [(anchor, ways) for anchor, ways in found if ways]
 
 
 def _some(items: Sequence[T]) -> Sequence[T]:
