@@ -11,7 +11,7 @@ correspondence network (`engine.guided`, `engine.refinement`).
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
@@ -217,7 +217,7 @@ class Flow:
                 noise=estimate_noise(self._slices.plane(first)[0]),
             )
         ).to(context.device)
-        self._measured_with, self._holds_out = 0, False
+        self._measured_with = 0
 
     def _reach(self, pixels: int) -> float:
         """Return `reach` in features: never less than one of them, nor so much that the window cuts it off."""
@@ -250,8 +250,8 @@ class Flow:
         painted = self._painted()
         measured_with = cast("int", known.get("measured_with", 0))
         annotated = sum(len(self.context.annotated(name)) for name in self.context.volumes)
-        self._holds_out = bool(self._between_others())
-        if annotated < 2 * measured_with and known.get("holds_out", self._holds_out) == self._holds_out:
+        holds_out = bool(self._between_others())
+        if annotated < 2 * measured_with and known.get("holds_out", holds_out) == holds_out:
             self.calibration = Calibration(**known["calibration"])  # type: ignore[arg-type]
         else:
             yield from self._calibrate()
@@ -290,7 +290,7 @@ class Flow:
             "classes": list(self.context.class_ids),
             "calibration": asdict(self.calibration),
             "measured_with": self._measured_with,
-            "holds_out": self._holds_out,
+            "holds_out": bool(self._between_others()),
             "residual": self.carrier.residual,
             "stages": stages,
             "stale": [asdict(slot) for slot in sorted(self._stale)],
@@ -476,24 +476,22 @@ class Flow:
         """Carry labels to annotated slices, and measure how sure one may be of what arrives."""
         if self.config.calibrate == "off":
             return
-        found: list[HeldOut] = []
-        for event in self._to_held_out() if self._holds_out else self.there_and_back():
-            if isinstance(event, Progress):
-                yield event
-            else:
-                found.append(event)
+        holds_out = bool(self._between_others())
+        found = yield from self._held_out() if holds_out else self.there_and_back()
         if found and not self.context.stop():
-            self.calibration = calibrate(found, self._usual_area, final=self._holds_out, returned=not self._holds_out)
+            self.calibration = calibrate(found, self._usual_area, final=holds_out, returned=not holds_out)
             yield Metric("temperature", self.calibration.temperature, 0)
             yield Metric("held_out_dice", mean_dice(found), 0)
 
-    def _to_held_out(self) -> Iterator[Progress | HeldOut]:
+    def _held_out(self) -> Generator[Progress, None, list[HeldOut]]:
+        found = []
         for event in self.to_held_out():
             if isinstance(event, Progress):
                 yield event
             else:
                 slot, probability = event
-                yield self._judged(slot, probability, self._known.held_out_distance(slot, (slot,)))
+                found.append(self._judged(slot, probability, self._known.held_out_distance(slot, (slot,))))
+        return found
 
     def _judged(self, slot: Slot, probability: "NDArray[np.float32]", distance: int) -> HeldOut:
         """Return what was carried to an annotated slice beside what a human painted there."""
@@ -523,8 +521,8 @@ class Flow:
                 if self.context.stop():
                     return
 
-    def there_and_back(self) -> Iterator[Progress | HeldOut]:
-        """Carry labels away from some annotated slices and back again; yield them as they return.
+    def there_and_back(self) -> Generator[Progress, None, list[HeldOut]]:
+        """Carry labels away from some annotated slices and back again, and return what returns.
 
         As far as slices lie from annotated ones on average, but not further than `_FURTHEST`. It takes no other truth,
         and what returns is about as good as what labels are at the far end (docs/algorithms.md), whose distance it
@@ -539,14 +537,16 @@ class Flow:
             ]
         )
         ways = [(slot, away) for slot, both in chosen for away in both]
+        found: list[HeldOut] = []
         for number, (slot, away) in enumerate(ways, 1):
             there_and_back = [*away, *reversed(away[:-1]), slot.index]
             for _, carried in self.carrier.chain(slot.volume, slot.index, iter(there_and_back)):
                 arrived = carried
                 yield Progress("there and back", number, len(ways), f"{slot.volume} {self.context.axis}{slot.index}")
                 if self.context.stop():
-                    return
-            yield self._judged(slot, arrived.explained().cpu().numpy(), len(away))
+                    return found
+            found.append(self._judged(slot, arrived.explained().cpu().numpy(), len(away)))
+        return found
 
 
 def _same(gap: Gap, before: Mapping[str, str], painted: Mapping[str, str]) -> bool:

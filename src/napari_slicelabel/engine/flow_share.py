@@ -267,15 +267,10 @@ class FlowShare:
 
     def _returned(self, flow: Flow) -> Iterator[Event]:
         """Let flow count as much as labels return that it carries away and back."""
-        back: list[HeldOut] = []
-        for event in flow.there_and_back():
-            if isinstance(event, Progress):
-                yield event
-            else:
-                back.append(event)
+        returned = yield from flow.there_and_back()
         if self._context.stop():
             return
-        dice = mean_dice(back)
+        dice = mean_dice(returned)
         share = min(MOST_SHARE, _PER_RETURN * dice)
         self.share = self.next_to = share if share >= _LEAST_SHARE else 0.0
         self.teaches = self.share > 0
