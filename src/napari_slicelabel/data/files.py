@@ -1,12 +1,23 @@
-"""Writing files so that a kill at any moment leaves the old file or the new one, and errors in one line."""
+"""Writing files so that a kill at any moment leaves the old file or the new one, and errors in one line.
+
+All that writes or removes inside a project goes through `own_path`, which follows no link: `write_text`, `replacing`,
+`make_folder`, `open_own` and `remove` ask it themselves; what another library writes is asked for first. `Project`
+names its folder with `guard`; paths outside of any project (exports) are as the user gave them.
+"""
 
 import errno
 import os
+import re
 import shutil
+import socket
+import stat
+import sys
 import uuid
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 from napari_slicelabel.errors import SliceLabelError, StorageError
 
@@ -17,6 +28,13 @@ _REASONS = {
     errno.EPERM: "no permission to write there; choose another folder or change its permissions",
     errno.EROFS: "the file system is read-only; choose another folder",
 }
+
+_guarded: set[str] = set()
+
+# .HEX.HOST-PID.part.NAME (earlier: without HOST-PID), and NAME.HEX.partial of zarr
+_LEFTOVER = re.compile(r"\.[0-9a-f]{8}\.(?:(?P<host>[0-9a-f]{8})-(?P<pid>\d+)\.)?(?P<kind>part|old|gone)\.(?P<name>.+)")
+_ZARR_LEFTOVER = re.compile(r".*\.[0-9a-f]{32}\.partial")
+_HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
 @contextmanager
@@ -44,8 +62,112 @@ def storage_errors(path: Path | str, action: str = "write") -> Iterator[None]:
         raise StorageError(f"cannot {action} {path}: {reason}") from error
 
 
+def guard(root: Path) -> None:
+    """Take a folder for a project: from now on `own_path` refuses every link below it. The folder may be one itself."""
+    _guarded.update({os.path.abspath(root), os.path.realpath(root)})
+
+
+def own_path(path: Path, action: str = "write") -> Path:
+    """Return a path as it is, if what lies there belongs to the project that the path is in.
+
+    Parameters
+    ----------
+    path : Path
+        A file or folder, which need not exist. Outside of the folders that `guard` was told of anything may be written.
+    action : str
+        The verb for the message.
+
+    Returns
+    -------
+    Path
+        The same path.
+
+    Raises
+    ------
+    StorageError
+        The path, or a folder between it and the project, is a link or a device: writing would reach outside.
+    """
+    whole = os.path.abspath(path)
+    for root in _guarded:
+        if whole.startswith(root + os.sep):
+            _refuse_links(root, whole, action)
+    return path
+
+
+def _refuse_links(root: str, whole: str, action: str) -> None:
+    place = root
+    for part in whole[len(root) + 1 :].split(os.sep):
+        place = os.path.join(place, part)
+        try:
+            mode = os.lstat(place).st_mode
+        except OSError:
+            # what is not there is not followed; what cannot be looked at fails by itself
+            return
+        if stat.S_ISLNK(mode) or _is_junction(place):
+            raise StorageError(
+                f"cannot {action} {whole}: {place} is a link, and nothing outside of the project is written;"
+                " put the file or folder that it stands for in its place"
+            )
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise StorageError(f"cannot {action} {whole}: {place} is neither a file nor a folder; remove it")
+
+
+if sys.platform == "win32":  # pragma: no cover
+
+    def _is_junction(path: str) -> bool:
+        return os.lstat(path).st_reparse_tag == stat.IO_REPARSE_TAG_MOUNT_POINT
+
+else:
+
+    def _is_junction(path: str) -> bool:
+        return False
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are not there yet; no link is followed inside a project.
+
+    Raises
+    ------
+    StorageError
+        A link, disk full, no permission.
+    """
+    with storage_errors(path, "create"):
+        own_path(path, "create").mkdir(parents=True, exist_ok=True)
+
+
+def open_own(path: Path, mode: str, **options: Any) -> IO[Any]:
+    """Open a file to be written in place (a lock, a journal): no link, symbolic or hard, is followed inside a project.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    mode : str
+        As `open` takes it.
+    **options
+        As `open` takes them.
+
+    Returns
+    -------
+    file
+        To be closed by the caller.
+
+    Raises
+    ------
+    StorageError
+        A link or a device, disk full, no permission.
+    """
+    with storage_errors(path):
+        own_path(path)
+        if path.is_file() and path.stat().st_nlink > 1:
+            # another name of it may lie outside, in a copy of the project by hard links: go on with one of our own
+            with replacing(path) as temporary:
+                shutil.copyfile(path, temporary)
+        return path.open(mode, **options)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one step: temporary name, fsync, rename.
+    """Replace a text file in one step: temporary name, fsync, rename. No link is followed inside a project.
 
     Parameters
     ----------
@@ -57,7 +179,7 @@ def write_text(path: Path, text: str) -> None:
     Raises
     ------
     StorageError
-        Disk full, no permission. The old file is then unchanged.
+        Disk full, no permission, a link. The old file is then unchanged.
     """
     with storage_errors(path), replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -78,27 +200,113 @@ def replacing(path: Path) -> Iterator[Path]:
     ------
     Path
         The name to write to. It keeps the suffixes of `path`, which many libraries go by.
+
+    Raises
+    ------
+    StorageError
+        A link on the way to `path` inside a project.
     """
-    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.part.{path.name}")
+    own_path(path)
+    temporary = _beside(path, "part")
     try:
         yield temporary
         if temporary.is_dir() and path.exists():
             # a folder cannot be renamed over a folder: step aside first, so that the gap is two renames long
-            old = path.with_name(f".{uuid.uuid4().hex[:8]}.old.{path.name}")
+            old = _beside(path, "old")
             path.rename(old)
             temporary.rename(path)
-            remove(old)
+            _delete(old)
         else:
             temporary.replace(path)
     except BaseException:
-        remove(temporary)
+        _delete(temporary)
         raise
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, if it is there; what cannot be removed stays."""
-    if path.is_dir():
+    """Remove a file or a folder, if it is there, so that a kill leaves all of it or nothing under this name.
+
+    A folder is renamed first, then deleted; what cannot be deleted then is left to `sweep`. Of a link the link itself
+    goes, never what it leads to.
+
+    Raises
+    ------
+    StorageError
+        It cannot be renamed or removed, or a folder on the way to it is a link inside a project.
+    """
+    own_path(path.parent, "remove")
+    with storage_errors(path, "remove"):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
+        gone = _beside(path, "gone")
+        path.rename(gone)
+    _delete(gone)
+
+
+def sweep(folder: Path, *, alone: bool = False) -> None:
+    """Remove what killed processes left in a folder: temporary names of `replacing`, `remove` and zarr.
+
+    Parameters
+    ----------
+    folder : Path
+        Looked at without the folders in it. One that is not there has no leftovers.
+    alone : bool
+        Whether the caller holds the lock under which all that is in the folder is written: then everything that is
+        left over goes. Else only what was left by a process of this machine that lives no more.
+
+    Notes
+    -----
+    A folder that was being replaced gets its old content back if the new one never came. What cannot be removed stays.
+    """
+    with suppress(OSError, StorageError):
+        own_path(folder, "remove")
+        for entry in list(folder.iterdir()):
+            found = _LEFTOVER.fullmatch(entry.name)
+            if found and (alone or not _may_live(found["host"], found["pid"])):
+                _end_leftover(entry, found["kind"], folder / found["name"])
+            elif alone and _ZARR_LEFTOVER.fullmatch(entry.name):
+                _delete(entry)
+
+
+def _end_leftover(entry: Path, kind: str, name: Path) -> None:
+    if kind == "old" and not os.path.lexists(name):
+        entry.rename(name)
+    else:
+        _delete(entry)
+
+
+def _may_live(host: str | None, pid: str | None) -> bool:
+    """Return whether the process that a temporary name tells of may still be writing."""
+    if host is None or pid is None:
+        return False
+    return host != _HOST or process_lives(int(pid))
+
+
+def process_lives(pid: int) -> bool:
+    """Return whether a process of this machine with the given number may be running."""
+    if sys.platform == "win32":  # pragma: no cover
+        # there what a process holds open cannot be removed anyway, and signal 0 would end it
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _beside(path: Path, kind: str) -> Path:
+    """Return a name of our own beside `path`; names at the limit of file systems (255 bytes) are cut in front."""
+    name = path.name if kind == "old" else os.fsdecode(os.fsencode(path.name)[-210:])
+    return path.with_name(f".{uuid.uuid4().hex[:8]}.{_HOST}-{os.getpid()}.{kind}.{name}")
+
+
+def _delete(path: Path) -> None:
+    """Delete what has a temporary name; what cannot be deleted stays for `sweep`."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        with storage_errors(path, "remove"):
+        with suppress(OSError):
             path.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 from napari_slicelabel.data.annotation import CHUNKS, Annotation, SliceIndices, SliceStatus
 from napari_slicelabel.data.boxes import AXES
 from napari_slicelabel.data.classes import LabelClass, default_color, make_classes
-from napari_slicelabel.data.files import remove, replacing, storage_errors, write_text
+from napari_slicelabel.data.files import guard, make_folder, remove, replacing, storage_errors, write_text
 from napari_slicelabel.data.formats import open_volume
 from napari_slicelabel.data.ngff import create_label_image, image_label
 from napari_slicelabel.data.volume import Unit, Volume
@@ -92,6 +92,7 @@ class Project:
         self._lock = threading.RLock()
         self._volumes: dict[str, Volume] = {}
         self._annotations: dict[str, Annotation] = {}
+        guard(path)
 
     def __repr__(self) -> str:
         """Return folder, volumes and classes on one line."""
@@ -167,6 +168,7 @@ class Project:
                     project._create_store(name)
                 project.save()
         project.path = folder
+        guard(folder)
         project._volumes.update(volumes)
         return project
 
@@ -410,8 +412,7 @@ class Project:
             text = json.dumps(dict(ranking), indent=1, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise InputError(f"ranking {name!r} cannot be saved as JSON: {error}") from error
-        with storage_errors(file):
-            file.parent.mkdir(exist_ok=True)
+        make_folder(file.parent)
         write_text(file, text + "\n")
 
     def ranking(self, name: str) -> dict[str, Any]:
