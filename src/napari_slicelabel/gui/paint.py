@@ -21,7 +21,7 @@ from napari_slicelabel.data.boxes import AXES, Axis, Box, SliceRef
 from napari_slicelabel.data.classes import NOT_PAINTED, PAINTED_BACKGROUND
 from napari_slicelabel.errors import InputError, SliceLabelError
 from napari_slicelabel.gui.loading import Loader
-from napari_slicelabel.gui.virtual import VirtualArray, basic_index
+from napari_slicelabel.gui.virtual import LARGEST_READ, VirtualArray, is_points, key_within
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,8 +38,6 @@ SAVE_WITHIN_S = 0.7
 _RETRY_S = 3.0
 _MEMORY_BYTES = 512 * 2**20
 _MOST_PLANES = 256
-# A thick box larger than this (3D view, a script) would read the volume: it gets one empty voxel instead.
-_LARGEST_BOX = 256 * 2**20
 # Planes that touch no more chunks than this are read at once, others in the background. 1 MB a chunk, 1 to 2 ms each.
 _CHUNKS_AT_ONCE = 9
 
@@ -152,28 +150,19 @@ class PaintStore(VirtualArray):
         """Return shape and planes in memory on one line."""
         return f"<PaintStore zyx {self.shape}, {len(self._planes)} planes in memory>"
 
-    def __getitem__(self, key: Any) -> Any:
-        """Return the part that ints, slices or arrays of indices name; of a single int a plane that is read later."""
-        if isinstance(key, int | np.integer):
-            return _LaterPlane(self, int(key))
-        if _is_fancy(key):
-            box, inside = _fancy(key, self.shape)
-            return self._read(box)[inside]
-        box, inside = basic_index(key, self.shape)
-        return self._read(box)[inside]
-
     def __setitem__(self, key: Any, value: Any) -> None:
         """Paint; the planes that change are saved soon after."""
         if self._closed:
             raise InputError("what is painted here is no longer saved: open the project again to paint in it")
-        if _is_fancy(key):
-            self._write_points(key, value)
-            return
-        box, inside = basic_index(key, self.shape)
+        box, inside = key_within(key, self.shape)
         if box.size == 0:
             return
-        dense = all(part in (0, slice(None, None, 1), slice(None, None, -1)) for part in inside)
-        block = np.empty(box.shape, np.uint8) if dense else self._read(box, wait=True)
+        if is_points(inside):
+            self._write_points(box, inside, value)
+            return
+        if box.size > LARGEST_READ:
+            raise self.too_large(box.size)
+        block = np.empty(box.shape, np.uint8) if _fills(inside) else self._read(box)
         block[inside] = value
         for ref, part in self._planes_of(box):
             with self._wake:
@@ -382,40 +371,49 @@ class PaintStore(VirtualArray):
 
     # -- reading and writing of boxes ---------------------------------------------------------------------------------
 
-    def _read(self, box: Box, *, wait: bool = False) -> NDArray[np.uint8]:
-        """Return a copy of a box; zeros for a plane that takes long to read, unless told to wait for it."""
+    def _read(self, box: Box) -> NDArray[np.uint8]:
+        """Return a copy of a box."""
         thin = [axis for axis, n in zip(AXES, box.shape, strict=True) if n == 1]
-        if not thin:
+        if not thin or box.size == 0:
             return self._read_thick(box)
         with self._wake:
             ref = self._best(box, thin)
-            if ref not in self._planes and box == ref.box(self.shape) and self._is_blank(ref):
+            if ref not in self._planes and self._is_blank(ref):
                 # fresh zeros cost nothing until somebody writes to them
                 return np.zeros(box.shape, np.uint8)
-            if not wait and ref not in self._planes and box == ref.box(self.shape) and not self._is_cheap(ref):
+            return np.expand_dims(self._plane(ref).values[_within(ref, box)].copy(), ref.axis_number)
+
+    def _drawn(self, box: Box) -> NDArray[np.uint8]:
+        """Return a copy of a box; zeros for a plane that takes long to read, or a volume in 3D that is too large."""
+        if box.size > LARGEST_READ:
+            return np.zeros((1, 1, 1), np.uint8)
+        thin = [axis for axis, n in zip(AXES, box.shape, strict=True) if n == 1]
+        with self._wake:
+            ref = self._best(box, thin) if thin else None
+            if ref is not None and ref not in self._planes and not self._is_blank(ref) and not self._is_cheap(ref):
                 # shown empty until it is read; a stroke in the meantime waits for it in `_plane`
                 self._loader.request(ref, lambda: self._load(ref))
                 return np.zeros(box.shape, np.uint8)
-            try:
-                plane = self._plane(ref)
-            except SliceLabelError as error:
-                if wait:
-                    raise
-                self._failed(error)
-                return np.zeros(box.shape, np.uint8)
-            return np.expand_dims(plane.values[_within(ref, box)].copy(), ref.axis_number)
+        try:
+            return self._read(box)
+        except SliceLabelError as error:
+            self._failed(error)
+            return np.zeros(box.shape, np.uint8)
 
     def _read_thick(self, box: Box) -> NDArray[np.uint8]:
-        if box.size > _LARGEST_BOX:
-            return np.zeros((1, 1, 1), np.uint8)
-        values = self._annotation.read(box)
-        with self._wake:
-            for ref, plane in self._planes.items():
-                common = ref.box(self.shape).intersect(box)
-                if plane.unsaved and common.size:
-                    part = np.expand_dims(plane.values[_within(ref, common)], ref.axis_number)
-                    values[_relative(common, box)] = part
-        return values
+        while True:
+            before = self._saves
+            values = self._annotation.read(box) if box.size else np.zeros(box.shape, np.uint8)
+            with self._wake:
+                if before != self._saves:
+                    # something was saved while it was read: whether the box shows it is not known
+                    continue
+                for ref, plane in self._planes.items():
+                    common = ref.box(self.shape).intersect(box)
+                    if plane.unsaved and common.size:
+                        part = np.expand_dims(plane.values[_within(ref, common)], ref.axis_number)
+                        values[_relative(common, box)] = part
+                return values
 
     def _best(self, box: Box, thin: Sequence[Axis]) -> SliceRef:
         """Return the plane to read a box from: one in memory, or else one along the axis of the viewer."""
@@ -482,18 +480,15 @@ class PaintStore(VirtualArray):
         self._evict()
         self._wake.notify_all()
 
-    def _write_points(self, key: Any, value: Any) -> None:
-        box, _ = _fancy(key, self.shape)
-        points = np.broadcast_arrays(*(np.asarray(part) for part in key))
-        flat = [np.asarray(part).ravel() % n for part, n in zip(points, self.shape, strict=True)]
+    def _write_points(self, box: Box, inside: tuple[Any, ...], value: Any) -> None:
+        points = np.broadcast_arrays(*inside)
+        flat = [part.ravel() + start for part, start in zip(points, box.start, strict=True)]
         values = np.broadcast_to(np.asarray(value), points[0].shape).ravel()
         axis = next(ref.axis for ref, _ in self._planes_of(box))
         number = AXES.index(axis)
         h, w = (flat[n] for n in range(3) if n != number)
         for index in np.unique(flat[number]).tolist():
             ref, chosen = SliceRef(axis, index), flat[number] == index
-            if not chosen.any():
-                continue
             with self._wake:
                 self._plane(ref).values[h[chosen], w[chosen]] = values[chosen]
                 start, stop = [index] * 3, [index + 1] * 3
@@ -529,37 +524,11 @@ class PaintStore(VirtualArray):
             self._wake.notify_all()
 
 
-class _LaterPlane:
-    """The plane that ``data[3]`` stands for. napari asks for it at every stamp, and only for its dtype."""
-
-    dtype = PaintStore.dtype
-    ndim = 2
-
-    def __init__(self, store: PaintStore, index: int) -> None:
-        self._store = store
-        self._index = range(store.shape[0])[index]
-        self.shape = store.shape[1:]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        return np.asarray(self._store.read_plane(SliceRef("z", self._index)), dtype=dtype)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._store.read_plane(SliceRef("z", self._index))[key]
-
-
-def _is_fancy(key: Any) -> bool:
-    return isinstance(key, tuple) and any(isinstance(part, np.ndarray | list) for part in key)
-
-
-def _fancy(key: Any, shape: Sequence[int]) -> tuple[Box, tuple[Any, ...]]:
-    """Return the box around the points that arrays of indices name, and the arrays relative to it."""
-    if len(key) != len(shape):
-        raise InputError(f"{len(key)} arrays of indices; expected {len(shape)}")
-    arrays = [np.asarray(part) % n for part, n in zip(key, shape, strict=True)]
-    if not all(part.size for part in arrays):
-        return Box((0, 0, 0), (1, 1, 1)), tuple(np.zeros(np.shape(key[0]), int) for _ in key)
-    box = Box(tuple(int(a.min()) for a in arrays), tuple(int(a.max()) + 1 for a in arrays))
-    return box, tuple(a - s for a, s in zip(arrays, box.start, strict=True))
+def _fills(inside: tuple[Any, ...]) -> bool:
+    """Return whether a relative key names every voxel of its box."""
+    return all(
+        part is None or (not isinstance(part, np.ndarray) and part in (0, slice(None, None, 1))) for part in inside
+    )
 
 
 def _within(ref: SliceRef, box: Box) -> tuple[slice, ...]:

@@ -1,35 +1,47 @@
-"""What a run writes, as an array that a layer shows while it is being written."""
+"""What runs wrote, as an array that a layer shows while it is being written."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from napari_slicelabel.data.boxes import AXES, Axis, Box, SliceRef
-from napari_slicelabel.engine.stores import PLANE_CHUNK, SliceStore
+from napari_slicelabel.engine.stores import PLANE_CHUNK
+from napari_slicelabel.errors import SliceLabelError
 from napari_slicelabel.gui.loading import Loader
-from napari_slicelabel.gui.virtual import VirtualArray, basic_index
+from napari_slicelabel.gui.virtual import LARGEST_READ, VirtualArray
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from napari_slicelabel.errors import SliceLabelError
+    from napari_slicelabel.engine.stores import SliceStore
 
-_LARGEST_BOX = 256 * 2**20
 _KEPT_BYTES = 96 * 2**20
 _CHUNKS_AT_ONCE = 4
+# Planes that are put together at once: what that takes besides the result stays small.
+_SLAB = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """One label array of one run, and which slices along the run's axis it has written, bool of shape (n,)."""
+
+    store: SliceStore
+    axis: Axis
+    written: NDArray[np.bool_]
 
 
 class ResultArray(VirtualArray):
-    """One label array of a run, read plane by plane; zero where nothing was written, or where there is no run yet.
+    """A label array of runs, read plane by plane: of every voxel what the first source says that has written its slice.
 
-    Another run is shown by `show`: the layer keeps its array. A plane that would take long to read is read in the
-    background, and the one shown before stays until then.
+    Zero where none has. Other runs are shown by `show`: the layer keeps its array. A plane that would take long to read
+    is read in the background when it is to be drawn, and the one shown before stays until then.
 
     Parameters
     ----------
@@ -56,38 +68,36 @@ class ResultArray(VirtualArray):
         failed: Callable[[SliceLabelError], None] = lambda _: None,
     ) -> None:
         super().__init__(shape)
-        self._store: SliceStore | None = None
-        self._axis: Axis = "z"
+        self._sources: tuple[Source, ...] = ()
         self._preview: dict[SliceRef, NDArray[np.uint8]] = {}
         self._planes: OrderedDict[SliceRef, NDArray[np.uint8]] = OrderedDict()
         self._stale: set[SliceRef] = set()
         self._lock = threading.RLock()
+        self._failed = failed
         self._loader = Loader(lambda _: loaded(), failed)
 
     def __repr__(self) -> str:
-        """Return shape and source on one line."""
-        return f"<ResultArray zyx {self.shape} {self._store.folder if self._store else 'empty'}>"
+        """Return shape and sources on one line."""
+        folders = ", ".join(str(source.store.folder) for source in self._sources) or "empty"
+        return f"<ResultArray zyx {self.shape} {folders}>"
 
-    def __getitem__(self, key: Any) -> Any:
-        """Return the part that ints and slices name; a single int gives something with the dtype of a plane."""
-        if isinstance(key, int | np.integer):
-            return np.broadcast_to(self.dtype.type(0), self.shape[1:])
-        box, inside = basic_index(key, self.shape)
-        return self._read(box)[inside]
-
-    def show(self, store: SliceStore | None, axis: Axis = "z") -> None:
-        """Read from another store from now on; None for an empty array."""
+    def show(self, sources: Sequence[Source]) -> None:
+        """Read from other sources from now on, the first one that has a slice counts; none for an empty array."""
         with self._lock:
-            self._store, self._axis = store, axis
+            self._sources = tuple(sources)
             self._planes.clear()
             self._stale.clear()
 
     def changed(self, indices: Iterable[int]) -> None:
-        """Forget what is known of slices (along the run's axis) that were written."""
+        """Take note of slices (along its axis) that the first source has written."""
         with self._lock:
+            if not self._sources:
+                return
+            first = self._sources[0]
             for index in indices:
-                self._planes.pop(SliceRef(self._axis, index), None)
-            self._stale |= {ref for ref in self._planes if ref.axis != self._axis}
+                first.written[index] = True
+                self._planes.pop(SliceRef(first.axis, index), None)
+            self._stale |= {ref for ref in self._planes if ref.axis != first.axis}
 
     def preview(self, planes: Mapping[SliceRef, NDArray[np.uint8]]) -> None:
         """Show these planes in place of what is on disk; an empty mapping ends it."""
@@ -100,61 +110,125 @@ class ResultArray(VirtualArray):
 
     def read_plane(self, ref: SliceRef) -> NDArray[np.uint8]:
         """Return one plane as it is on disk, shape (h, w)."""
-        store = self._store
-        if store is None or not store.exists:
-            return self._empty(ref)
-        return store.read_box(ref.box(self.shape)).squeeze(ref.axis_number)
+        return self._composed(ref.box(self.shape)).squeeze(ref.axis_number)
 
     def _read(self, box: Box) -> NDArray[np.uint8]:
-        thin = [axis for axis, n in zip(AXES, box.shape, strict=True) if n == 1]
-        refs = [SliceRef(axis, box.start[AXES.index(axis)]) for axis in thin]
-        whole = next((ref for ref in refs if ref.box(self.shape) == box), None)
-        if whole is not None:
-            return np.expand_dims(self._plane(whole), whole.axis_number)
-        if box.size > _LARGEST_BOX:
+        values = np.empty(box.shape, np.uint8)
+        for slab in _slabs(box):
+            part = slice(slab.start[0] - box.start[0], slab.stop[0] - box.start[0])
+            values[part] = self._composed(slab)
+        with self._lock:
+            preview = list(self._preview.items())
+        for ref, plane in preview:
+            common = ref.box(self.shape).intersect(box)
+            if common.size:
+                inside = tuple(
+                    slice(a - o, b - o) for a, b, o in zip(common.start, common.stop, box.start, strict=True)
+                )
+                values[inside] = np.expand_dims(plane, ref.axis_number)[_lying(common, ref)]
+        return values
+
+    def _drawn(self, box: Box) -> NDArray[np.uint8]:
+        if box.size > LARGEST_READ:
             return np.zeros((1, 1, 1), np.uint8)
-        if self._store is None or not self._store.exists:
+        thin = [SliceRef(axis, box.start[n]) for n, axis in enumerate(AXES) if box.shape[n] == 1]
+        whole = next((ref for ref in thin if ref.box(self.shape) == box), None)
+        try:
+            return self._read(box) if whole is None else np.expand_dims(self._plane(whole), whole.axis_number)
+        except SliceLabelError as error:
+            self._failed(error)
             return np.zeros(box.shape, np.uint8)
-        return self._store.read_box(box)
+
+    def _composed(self, box: Box) -> NDArray[np.uint8]:
+        """Return a box as the sources have it."""
+        with self._lock:
+            sources = self._sources
+        values, open_ = np.zeros(box.shape, np.uint8), np.ones(box.shape, bool)
+        for source in sources:
+            number = AXES.index(source.axis)
+            has = source.written[box.start[number] : box.stop[number]]
+            lines = np.flatnonzero(has & open_.any(axis=tuple(n for n in range(3) if n != number)))
+            if not len(lines) or not source.store.exists:
+                continue
+            inside = [slice(None)] * 3
+            inside[number] = slice(int(lines[0]), int(lines[-1]) + 1)
+            part = (*inside,)
+            taken = open_[part] & np.expand_dims(has[inside[number]], tuple(n for n in range(3) if n != number))
+            values[part][taken] = source.store.read_box(_part_of(box, number, inside[number]))[taken]
+            open_[part] &= ~taken
+            if not open_.any():
+                break
+        return values
 
     def _plane(self, ref: SliceRef) -> NDArray[np.uint8]:
         with self._lock:
             if ref in self._preview:
                 return self._preview[ref]
-            known = self._planes.get(ref)
+            known, sources = self._planes.get(ref), self._sources
             if known is not None and ref not in self._stale:
                 return known
-            if self._store is None or not self._store.exists:
-                return self._empty(ref)
             if self._chunks(ref) <= _CHUNKS_AT_ONCE:
                 self._stale.discard(ref)
-                return self._keep(ref, self.read_plane(ref), self._store)
-            store = self._store
-            self._loader.request(ref, lambda: self._load(ref, store))
-            return known if known is not None else self._empty(ref)
+                return self._keep(ref, self.read_plane(ref), sources)
+            self._loader.request(ref, lambda: self._load(ref, sources))
+            return (
+                known if known is not None else np.zeros(ref.box(self.shape).shape, np.uint8).squeeze(ref.axis_number)
+            )
 
-    def _load(self, ref: SliceRef, store: SliceStore) -> None:
+    def _load(self, ref: SliceRef, sources: tuple[Source, ...]) -> None:
         with self._lock:
             # before reading: what is written meanwhile makes it stale again
             self._stale.discard(ref)
-        self._keep(ref, store.read_box(ref.box(self.shape)).squeeze(ref.axis_number), store)
+        self._keep(ref, self.read_plane(ref), sources)
 
-    def _keep(self, ref: SliceRef, values: NDArray[np.uint8], store: SliceStore) -> NDArray[np.uint8]:
+    def _keep(self, ref: SliceRef, values: NDArray[np.uint8], sources: tuple[Source, ...]) -> NDArray[np.uint8]:
         with self._lock:
-            if store is self._store:
+            if sources is self._sources:
                 self._planes[ref] = values
                 self._planes.move_to_end(ref)
                 while len(self._planes) > 1 and sum(p.nbytes for p in self._planes.values()) > _KEPT_BYTES:
                     self._planes.popitem(last=False)
             return values
 
-    def _empty(self, ref: SliceRef) -> NDArray[np.uint8]:
-        return np.zeros(ref.box(self.shape).shape, np.uint8).squeeze(ref.axis_number)
-
     def _chunks(self, ref: SliceRef) -> int:
-        """Return how many chunks a plane touches."""
-        count = 1
-        for axis, n in zip(AXES, self.shape, strict=True):
-            if axis != ref.axis:
-                count *= n if axis == self._axis else -(-n // PLANE_CHUNK)
+        """Return how many chunks a plane touches, at most."""
+        count = 0
+        for source in self._sources:
+            if source.axis == ref.axis and source.written[ref.index]:
+                return count + _chunks_across(self.shape, ref.axis, source)
+            if source.axis != ref.axis and source.written.any():
+                count += _chunks_across(self.shape, ref.axis, source)
         return count
+
+
+def _empty(ref: SliceRef, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    return np.zeros(ref.box(shape).shape, np.uint8).squeeze(ref.axis_number)
+
+
+def _relative(part: Box, box: Box) -> tuple[slice, ...]:
+    return tuple(slice(a - o, b - o) for a, b, o in zip(part.start, part.stop, box.start, strict=True))
+
+
+def _chunks_across(shape: tuple[int, int, int], axis: Axis, source: Source) -> int:
+    count = 1
+    for other, n in zip(AXES, shape, strict=True):
+        if other != axis:
+            count *= n if other == source.axis else -(-n // PLANE_CHUNK)
+    return count
+
+
+def _slabs(box: Box) -> Iterator[Box]:
+    for start in range(box.start[0], box.stop[0], _SLAB):
+        yield Box((start, *box.start[1:]), (min(start + _SLAB, box.stop[0]), *box.stop[1:]))
+
+
+def _part_of(box: Box, number: int, lines: slice) -> Box:
+    """Return the lines of a box along one of its axes."""
+    start, stop = list(box.start), list(box.stop)
+    start[number], stop[number] = box.start[number] + lines.start, box.start[number] + lines.stop
+    return Box(tuple(start), tuple(stop))
+
+
+def _lying(box: Box, ref: SliceRef) -> tuple[slice, ...]:
+    """Return the part of a plane that a box is, as an index of the plane with its own axis of length 1."""
+    return tuple(slice(None) if n == ref.axis_number else part for n, part in enumerate(box.slices))

@@ -29,7 +29,7 @@ from napari_slicelabel.errors import InputError, SliceLabelError
 from napari_slicelabel.gui import layers as show
 from napari_slicelabel.gui.background import be_nice, import_networks
 from napari_slicelabel.gui.paint import PaintStore
-from napari_slicelabel.gui.results import ResultArray
+from napari_slicelabel.gui.results import ResultArray, Source
 from napari_slicelabel.gui.settings import settings
 from napari_slicelabel.gui.shapes import between
 from napari_slicelabel.gui.state import Choosing, LayerFacts, ProjectFacts, RunFacts, ScoreBook, Snapshot, resolve
@@ -820,7 +820,8 @@ class Session(QObject):
     def _attach(self, run_id: str, record: RunRecord, book: ScoreBook) -> None:
         folder = self.project.run_folder(run_id)
         for role, array in self._results.items():
-            array.show(run_store(self.project, folder, role, self.volume, record.axis), record.axis)
+            store = run_store(self.project, folder, role, self.volume, record.axis)
+            array.show([Source(store, record.axis, np.ones(book.depth, bool))])
         if run_id != self._shown:
             self._edited.clear()
             self._load_review(folder)
