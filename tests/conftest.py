@@ -114,23 +114,28 @@ def labels_file(tmp_path: Path, tiny_stack: Sample) -> Path:
     return path
 
 
-@pytest.fixture
-def project(tmp_path: Path, image_file: Path, tiny_stack: Sample) -> Project:
-    """A project of one volume, ``tiny``, with two classes and nothing painted."""
+def tiny_project(folder: Path, image_file: Path, sample: Sample) -> Project:
+    """Make a project of one volume in a folder, with the two classes of a sample and nothing painted."""
     from napari_slicelabel.data.project import LabelClass, Project
 
     colors = ("#e6194b", "#3cb44b")
     classes = tuple(
         LabelClass(id=number, name=name, color=color)
-        for number, (name, color) in enumerate(zip(tiny_stack.classes, colors, strict=True), start=1)
+        for number, (name, color) in enumerate(zip(sample.classes, colors, strict=True), start=1)
     )
     return Project.create(
-        tmp_path / "tiny.slicelabel",
+        folder / "tiny.slicelabel",
         [image_file],
-        voxel_size=tiny_stack.voxel_size,
-        unit=tiny_stack.unit,
+        voxel_size=sample.voxel_size,
+        unit=sample.unit,
         classes=classes,
     )
+
+
+@pytest.fixture
+def project(tmp_path: Path, image_file: Path, tiny_stack: Sample) -> Project:
+    """A project of one volume, ``tiny``, with two classes and nothing painted."""
+    return tiny_project(tmp_path, image_file, tiny_stack)
 
 
 @pytest.fixture

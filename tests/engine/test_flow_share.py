@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.engine.context import Slot
 
-DEPTH = 16
+DEPTH, SIZE = 16, 32
 ANNOTATED = (1, 5, 9, 13)
 IN_3D: dict[str, object] = {"width": 8, "levels": 3, "crop_px": 32, "crop_depth": 8, "batch": 1, "fold_iterations": 2}
 # The networks learn nothing.
@@ -74,13 +74,13 @@ def _all_or_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def drifting_tube() -> NDArray[np.uint8]:
     """A tube that moves by two thirds of its width from one annotated slice to the next."""
-    z, y, x = np.ogrid[:DEPTH, :48, :48]
-    truth: NDArray[np.uint8] = (((y - 10 - 1.8 * z) ** 2 + (x - 24) ** 2) < 25).astype(np.uint8)
+    z, y, x = np.ogrid[:DEPTH, :SIZE, :SIZE]
+    truth: NDArray[np.uint8] = (((y - 6 - 1.3 * z) ** 2 + (x - 16) ** 2) < 16).astype(np.uint8)
     return truth
 
 
 def settings_of(method: str, **settings: object) -> dict[str, object]:
-    return {"device": "cpu", "flow_iterations": 8, "learning_rate": 1e-6, **SETTINGS[method], **settings}
+    return {"device": "cpu", "flow_iterations": 4, "learning_rate": 1e-6, **SETTINGS[method], **settings}
 
 
 def events_of(project: Project, method: str, **settings: object) -> list[Event]:
@@ -198,7 +198,7 @@ def test_a_network_learns_from_it_however_little_it_counts(
 
 def test_it_does_not_count_where_labels_do_not_come_back(make_project: Callable[..., Project]) -> None:
     """A single annotated slice, and nothing of it in the others."""
-    noise = np.random.default_rng(0).integers(0, 255, (DEPTH, 48, 48)).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 255, (DEPTH, SIZE, SIZE)).astype(np.uint8)
     project = make_project({"a": noise}, {}, classes=("tube",))
     project.annotation("a").write_slice(SliceRef("z", 8), drifting_tube()[8], complete=True)
     told = metrics_of(events_of(project, "self-label"))

@@ -9,7 +9,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +16,17 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import pytest
+from tests.conftest import tiny_project
+from tests.engine.conftest import ANNOTATED
 
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.data.project import Project
+from napari_slicelabel.data.samples import synthetic_em
 from napari_slicelabel.engine.config import MethodConfig, build_config
 from napari_slicelabel.engine.context import run_store
 from napari_slicelabel.engine.events import Event, Finished, Progress, SliceDone, Started, from_json, to_json
 from napari_slicelabel.engine.methods import METHODS
-from napari_slicelabel.engine.plan import plan
+from napari_slicelabel.engine.plan import RunPlan, plan
 from napari_slicelabel.engine.record import RunRecord, read_events
 from napari_slicelabel.engine.run import run
 from napari_slicelabel.errors import InputError
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    from napari_slicelabel.data.samples import Sample
 
 # ``cuda`` on a machine with a GPU; elsewhere, and in CI, everything here is for the CPU
 DEVICE = os.environ.get("SLICELABEL_TEST_DEVICE", "cpu")
@@ -45,7 +49,6 @@ class Case:
     method: str
     settings: dict[str, object] = field(default_factory=dict)
     cancels: int = 5  # at how many events it is cancelled
-    kills: int = 2  # how often it is killed
     chains: bool = False  # whether slices come in chains, so that those before the one looked at come before it
     resumes_exactly: bool = False  # whether a killed and resumed run gives the very labels of one that was left alone
 
@@ -84,18 +87,69 @@ TINY_VOLUME: dict[str, object] = {
     "batch": 1,
 }
 TINY_META: dict[str, object] = {
+    "vote_margin": 1.0,  # whatever its networks say: they have learned nothing
     **dict.fromkeys(("plane_iterations", "random_iterations", "nearest_iterations"), 2),
     "width": 8,
     "plane_batch": 2,
 }
 CASES = (
     Case("flow", TINY_FLOW, chains=True),
-    Case("flow", TINY_PLUS, cancels=8, kills=3, chains=True),
+    Case("flow", TINY_PLUS, cancels=8, chains=True),
     Case("gradual-3d", {**TINY_VOLUME, "round_iterations": 2, "rounds": 2, "churn": 0.0}),
-    Case("interpolate", cancels=30, kills=6, resumes_exactly=True),
+    Case("interpolate", cancels=30, resumes_exactly=True),
     Case("self-label", TINY_NETWORK),
     Case("self-train", {**TINY_VOLUME, **TINY_META}),
 )
+# those of one method share a run: with xdist they go to the same process
+each_method = pytest.mark.parametrize(
+    "case", [pytest.param(case, id=str(case), marks=pytest.mark.xdist_group(str(case))) for case in CASES]
+)
+
+
+@pytest.fixture(scope="module")
+def _small_sample() -> Sample:
+    sample = synthetic_em((16, 32, 32), seed=0)
+    sample.image.flags.writeable = sample.labels.flags.writeable = False
+    return sample
+
+
+@pytest.fixture
+def tiny_stack(_small_sample: Sample) -> Sample:
+    """A quarter of that of other tests: hundreds of runs fill it."""
+    return _small_sample
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A run from beginning to end that several tests look at; they change nothing."""
+
+    project: Project
+    size: RunPlan
+    events: list[Event]
+
+    @property
+    def run_id(self) -> str:
+        return self.events[0].run_id  # type: ignore[union-attr]
+
+
+@pytest.fixture(scope="module")
+def _whole_runs() -> dict[str, Whole]:
+    return {}
+
+
+@pytest.fixture
+def whole(
+    case: Case, _whole_runs: dict[str, Whole], tmp_path_factory: pytest.TempPathFactory, _small_sample: Sample
+) -> Whole:
+    if str(case) not in _whole_runs:
+        folder = tmp_path_factory.mktemp("whole")
+        np.save(folder / "tiny.npy", _small_sample.image)
+        project = tiny_project(folder, folder / "tiny.npy", _small_sample)
+        for z in ANNOTATED:
+            project.annotation("tiny").write_slice(SliceRef("z", z), _small_sample.labels[z], complete=True)
+        config = case.config()
+        _whole_runs[str(case)] = Whole(project, plan(project, config), list(run(project, config)))
+    return _whole_runs[str(case)]
 
 
 def test_every_method_has_a_case() -> None:
@@ -138,7 +192,7 @@ def judged_slices(events: Sequence[Event]) -> int:
     return sum(isinstance(event, Progress) and event.stage in stages for event in events)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@each_method
 class TestContract:
     def test_does_not_pass_a_stop_slice(self, painted: Project, case: Case) -> None:
         """Slices 2, 7 and 12 are annotated: the piece from 8 ends at 12, and nothing behind it is annotated."""
@@ -151,17 +205,15 @@ class TestContract:
         assert not labels[[4, 5, 13, 14, 15]].any()
         assert_human_slices(painted, labels)
 
-    def test_says_beforehand_what_it_will_do(self, painted: Project, case: Case) -> None:
-        config = case.config()
-        size = plan(painted, config)
-        events = list(run(painted, config))
+    def test_says_beforehand_what_it_will_do(self, whole: Whole, case: Case) -> None:
+        size, events = whole.size, whole.events
         assert size.problem == ""
         assert events[0].slices == size.slices == 16
         assert size.annotated == 3
         trained = sum(isinstance(event, Progress) and not event.message for event in events)
         judged = judged_slices(events)
         written = sum(isinstance(event, SliceDone) for event in events)
-        assert RunRecord.load(painted.run_folder(events[0].run_id)).measured == bool(judged)
+        assert RunRecord.load(whole.project.run_folder(whole.run_id)).measured == bool(judged)
         assert size.work.steps - trained in (0, case.settings.get("transfer_iterations"))
         assert size.work.predictions == written + (judged if case.method != "interpolate" else 0)
         assert size.work.seconds > 0
@@ -189,8 +241,8 @@ class TestContract:
         same = [labels_of(painted, run_id) for run_id in (painted.run_ids()[-2], reference[0].run_id)]
         np.testing.assert_array_equal(*same)
 
-    def test_fills_the_span(self, painted: Project, case: Case) -> None:
-        events = list(run(painted, case.config()))
+    def test_fills_the_span(self, whole: Whole) -> None:
+        painted, events = whole.project, whole.events
         assert isinstance(events[0], Started)
         assert isinstance(events[-1], Finished)
         assert sum(isinstance(event, Started | Finished) for event in events) == 2
@@ -208,20 +260,19 @@ class TestContract:
             assert (sure[index] == 255).all() or not human
         assert {event.index for event in events if isinstance(event, SliceDone)} == set(range(16))
 
-    def test_events_survive_the_journal(self, painted: Project, case: Case) -> None:
-        events = list(run(painted, case.config()))
+    def test_events_survive_the_journal(self, whole: Whole) -> None:
+        events = whole.events
         assert [from_json(to_json(event)) for event in events] == events
-        assert list(read_events(painted.run_folder(painted.run_ids()[0]) / "events.jsonl")) == events
+        assert list(read_events(whole.project.run_folder(whole.run_id) / "events.jsonl")) == events
 
-    def test_same_seed_same_labels(self, painted: Project, case: Case) -> None:
-        for _ in range(2):
-            list(run(painted, case.config(seed=3)))
-        first, second = painted.run_ids()
+    def test_same_seed_same_labels(self, whole: Whole, painted: Project, case: Case) -> None:
+        list(run(painted, case.config()))
+        (again,) = painted.run_ids()
         for kind in ("prediction", "confidence"):
-            np.testing.assert_array_equal(labels_of(painted, first, kind), labels_of(painted, second, kind))
+            np.testing.assert_array_equal(labels_of(whole.project, whole.run_id, kind), labels_of(painted, again, kind))
 
-    def test_cancel_then_resume(self, painted: Project, case: Case) -> None:
-        count = sum(1 for _ in run(painted, case.config()))
+    def test_cancel_then_resume(self, whole: Whole, painted: Project, case: Case) -> None:
+        count = len(whole.events)
         run_id = ""
         for stop_after in range(1, count, max(1, count // case.cancels)):
             events = run(painted, case.config())
@@ -261,8 +312,8 @@ class TestContract:
             list(run(project, case.config()))
 
     def test_strokes_in_an_unfinished_slice(self, painted: Project, case: Case) -> None:
-        strokes = np.zeros((64, 64), np.uint8)
-        strokes[10:14, 20:30], strokes[40:44, 20:30] = 1, 255
+        strokes = np.zeros((32, 32), np.uint8)
+        strokes[5:9, 10:20], strokes[20:24, 10:20] = 1, 255
         painted.annotation("tiny").write_slice(SliceRef("z", 9), strokes)
         list(run(painted, case.config()))
         labels = labels_of(painted, painted.run_ids()[0])[9]
@@ -271,15 +322,15 @@ class TestContract:
 
     def test_along_another_axis(self, project: Project, case: Case) -> None:
         rng = np.random.default_rng(0)
-        for index in (10, 30, 50):
-            plane = rng.integers(0, 3, (16, 64)).astype(np.uint8)
+        for index in (6, 16, 26):
+            plane = rng.integers(0, 3, (16, 32)).astype(np.uint8)
             project.annotation("tiny").write_slice(SliceRef("y", index), plane, complete=True)
-        list(run(project, case.config(range="8:54")))
+        list(run(project, case.config(range="4:28")))
         run_id = project.run_ids()[0]
-        assert sorted(slices_of(project, run_id)) == list(range(8, 54))
+        assert sorted(slices_of(project, run_id)) == list(range(4, 28))
         store = run_store(project, project.run_folder(run_id), "prediction", "tiny", "y")
-        target = project.annotation("tiny").supervision(SliceRef("y", 30)).target
-        np.testing.assert_array_equal(store.read(30), target)
+        target = project.annotation("tiny").supervision(SliceRef("y", 16)).target
+        np.testing.assert_array_equal(store.read(16), target)
 
 
 @pytest.mark.parametrize(
@@ -317,16 +368,22 @@ class Runner:
     def __init__(self, requests: IO[str], answers: IO[str]) -> None:
         self._requests = requests
         self._answers = answers
-        assert self.answer() == "ready"
+        assert self._answers.readline().strip() == "ready"
 
-    def answer(self) -> str:
-        return self._answers.readline().strip()
-
-    def run(self, **order: object) -> int:
-        """Run as ordered, killed after ``kill_after`` seconds if that is given; return the exit status."""
+    def run(self, **order: object) -> Ended:
+        """Run as ordered, killed before it touches the disk for the ``kill_at``-th time if that is given."""
         self._requests.write(json.dumps(order) + "\n")
         self._requests.flush()
-        return int(self.answer())
+        return Ended(**json.loads(self._answers.readline()))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit status, and how often it had touched the disk before each stage."""
+
+    status: int
+    stages: list[tuple[str, int]]
+    touches: int
 
 
 @pytest.fixture(scope="module")
@@ -341,44 +398,50 @@ def runner() -> Iterator[Runner]:
         server.stdin.close()
 
 
+def kill_points(whole: Ended, rng: random.Random) -> list[int]:
+    """Return one of the touches of the disk in each stage, or as many as SLICELABEL_KILLS says in all."""
+    wanted = os.environ.get("SLICELABEL_KILLS")
+    if wanted:
+        return [rng.randint(1, whole.touches) for _ in range(int(wanted))]
+    begins = [touches for _, touches in whole.stages]
+    ends = [*begins[1:], whole.touches]
+    return [rng.randint(begin + 1, end) for begin, end in zip(begins, ends, strict=True) if end > begin]
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
-@pytest.mark.parametrize("case", CASES, ids=str)
+@each_method
 def test_killed_and_resumed(painted: Project, runner: Runner, case: Case) -> None:
-    """SIGKILL at random: the project opens, nothing half-written counts, and a resume ends as if nothing had been."""
+    """SIGKILL in each stage, and again in the resume: the project opens, nothing half-written counts, and the next
+    resume ends as if nothing had been."""
     order: dict[str, object] = {"project": str(painted.path), "method": case.method}
     order["settings"] = {"device": DEVICE, **case.settings}
-    begin = time.monotonic()
-    assert runner.run(**order) == 0
-    whole_run = time.monotonic() - begin
+    whole_run = runner.run(**order)
+    assert whole_run.status == 0
     untouched = labels_of(painted, painted.run_ids()[0])
     painted_bytes = files_of(painted.path / "annotation")
     rng = random.Random(0)
-    killed = 0
-    wanted = int(os.environ.get("SLICELABEL_KILLS", case.kills))
-    for number in range(wanted + 5):
-        if number >= wanted and killed:
-            break
-        known, begin = set(painted.run_ids()), time.monotonic()
-        status = runner.run(**order, kill_after=rng.uniform(0, 1) * whole_run)
-        killed += status == -signal.SIGKILL
-        if status == 0:
-            # it came to its end before: the machine has less to do than when the first run was timed
-            whole_run = min(whole_run, time.monotonic() - begin)
+    points = kill_points(whole_run, rng)
+    assert len(points) > 1
+    resumed = 0
+    for point in points:
+        known = set(painted.run_ids())
+        assert runner.run(**order, kill_at=point).status == -signal.SIGKILL
         new = sorted(set(painted.run_ids()) - known)
         if not new or not (painted.run_folder(new[0]) / "run.json").exists():
             continue  # killed before the run began
+        resumed += 1
         assert_opens(painted, new[0])
         again: dict[str, object] = {"project": str(painted.path), "resume": new[0]}
-        runner.run(**again, kill_after=rng.uniform(0, 0.5) * whole_run)
+        runner.run(**again, kill_at=rng.randint(1, 1 + (whole_run.touches - point) // 2))
         assert_opens(painted, new[0])
-        assert runner.run(**again) == 0
+        assert runner.run(**again).status == 0
         assert RunRecord.load(painted.run_folder(new[0])).outcome == "finished"
         assert sorted(slices_of(painted, new[0])) == list(range(16))
         assert_consistent(painted, new[0])
         if case.resumes_exactly:
             np.testing.assert_array_equal(labels_of(painted, new[0]), untouched)
         assert files_of(painted.path / "annotation") == painted_bytes
-    assert killed
+    assert resumed
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

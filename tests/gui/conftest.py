@@ -14,6 +14,7 @@ os.environ.setdefault("NAPARI_ENSURE_PLUGIN_MAIN_THREAD", "1")
 
 import numpy as np
 import pytest
+from tests.gui.gates import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,6 +35,12 @@ def pytest_collection_modifyitems(config: pytest.Config) -> None:
 
         if sys.platform == "linux" and shutil.which("Xvfb") is None:
             raise pytest.UsageError("no screen: install xvfb (apt-get install xvfb)")
+
+
+@pytest.fixture(autouse=True)
+def _runs_get_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of runs let others go first; beside other work on the machine they would hardly get on."""
+    monkeypatch.setattr("napari_slicelabel.gui.background._NICE", 0)
 
 
 class Bench:
@@ -68,7 +75,7 @@ class Bench:
     def panel(self, name: str) -> Any:
         return next(s.panel for s in self.dock.sections if type(s.panel).__name__ == name)
 
-    def wait(self, condition: Callable[[], bool | None], timeout_s: float = 60) -> None:
+    def wait(self, condition: Callable[[], bool | None], timeout_s: float = PATIENCE_S) -> None:
         """Wait until a condition is true, or one that returns nothing no longer fails an assertion."""
         self.qtbot.waitUntil(condition, timeout=int(timeout_s * 1000))
 
@@ -136,7 +143,7 @@ class Bench:
         """Open an image and press Start."""
         self.viewer.add_image(image, name="stack", **place)
         volume = self.panel("VolumePanel")
-        self.qtbot.waitUntil(volume.start.isEnabled)
+        self.wait(volume.start.isEnabled)
         volume.folder.setText(str(self.folder / "stack.slicelabel"))
         self.click(volume.start)
         self.wait(lambda: self.workspace.session is not None)

@@ -112,11 +112,11 @@ def run_until_propagated(window: Bench) -> None:
     window.settle()
     assert panel.run.isVisible(), "the section whose turn it is opens by itself"
     window.click(panel.run)
-    window.wait(lambda: has_propagated(window.snapshot), 120)
+    window.wait(lambda: has_propagated(window.snapshot))
 
 
 def end(window: Bench) -> None:
-    window.wait(lambda: not window.session.worker.state.active, 120)
+    window.wait(lambda: not window.session.worker.state.active)
     window.settle()
 
 

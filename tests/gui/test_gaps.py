@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tests.gui.gates import PATIENCE_S, put_gate
+from tests.gui.test_workflow import TINY
 
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.engine.config import build_config
+from napari_slicelabel.engine.events import Progress
 
 if TYPE_CHECKING:
     import pytest
     from tests.gui.conftest import Bench
 
     from napari_slicelabel.data.samples import Sample
+    from napari_slicelabel.engine.events import Event
+
+TURNS = 8
 
 
-def test_the_window_stays_alive_during_a_run(bench: Bench, stack: Sample, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_window_stays_alive_during_a_run(
+    bench: Bench, stack: Sample, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the first steps waits for a turn of the wheel: a run in the window's own thread would wait in vain."""
     from qtpy.QtCore import QTimer
 
-    # the tiny stack, tiled: large enough that steps and slices take their time
-    image, truth = (np.tile(array, (1, 4, 4)) for array in (stack.image, stack.labels))
-    bench.start(image)
-    bench.paint_truth(truth, [4, 11])
-    values = {"iterations": 60, "rounds": 2, "round_iterations": 10, "width": 8, "batch": 4, "device": "cpu"}
-    bench.session.set_config(build_config("self-label", values))
+    bench.start(stack.image)
+    bench.paint_truth(stack.labels, [4, 11])
+    bench.session.set_config(build_config("self-label", {**TINY, "iterations": TURNS + 2}))
     bench.settle()
+    turned, waited = threading.Semaphore(0), []
+
+    def turn_of_the_wheel(event: Event) -> bool:
+        if isinstance(event, Progress) and event.stage == "fit" and len(waited) < TURNS:
+            while turned.acquire(blocking=False):
+                pass  # what came before does not count
+            waited.append(turned.acquire(timeout=PATIENCE_S))
+        return False
+
+    put_gate(monkeypatch, turn_of_the_wheel)
     gaps: list[float] = []
     last = [time.perf_counter()]
 
@@ -38,23 +55,24 @@ def test_the_window_stays_alive_during_a_run(bench: Bench, stack: Sample, capsys
     heart = QTimer()
     heart.setInterval(5)
     heart.timeout.connect(beat)
-    bench.session.start_run()
-    bench.wait(lambda: bench.session.worker.state.stage == "fit" and bench.session.worker.state.done > 1, 100)
-    last[0] = time.perf_counter()
-    heart.start()
     shown = []
 
     def move() -> None:
         shown.append(bench.session.worker.state.done)
         bench.session.jump(SliceRef("z", len(shown) % 16))
+        turned.release()
 
     # as fast as somebody turns the wheel
     wheel = QTimer()
     wheel.setInterval(100)
     wheel.timeout.connect(move)
+    before = bench.session.worker.state
+    bench.session.start_run()
+    heart.start()
     wheel.start()
     try:
-        bench.wait(lambda: not bench.session.worker.state.active, 150)
+        bench.wait(lambda: bench.session.worker.state is not before)
+        bench.wait(lambda: not bench.session.worker.state.active)
     finally:
         wheel.stop()
         heart.stop()
@@ -65,5 +83,6 @@ def test_the_window_stays_alive_during_a_run(bench: Bench, stack: Sample, capsys
             f" longest {1000 * ordered[-1]:.0f} ms"
         )
     assert bench.session.worker.state.phase == "finished", bench.session.worker.state.traceback
-    # a run in the window's own thread would let nobody turn the wheel before it is at its end
+    assert waited == [True] * TURNS
+    # and the window showed how far the run was, in between
     assert len(set(shown)) > 3

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from tests.gui.test_workflow import TINY
+from tests.gui.gates import put_gate
+from tests.gui.test_workflow import ENDLESS, TINY, learns_in_round_1, press_run
 
 from napari_slicelabel.data.boxes import AXES, SliceRef
 from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.config import build_config
+from napari_slicelabel.engine.events import Progress
 from napari_slicelabel.errors import InputError
 from napari_slicelabel.gui.layers import role as role_of
 
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
     from napari_slicelabel.data.samples import Sample
 
-ENDLESS = {**TINY, "iterations": 4000}
 OURS = ("labels", "prediction", "confidence")
 
 
@@ -40,25 +41,24 @@ def run(bench: Bench, method: str = "self-label", **values: object) -> None:
     """Press Run."""
     bench.session.set_config(build_config(method, values))
     bench.settle()
-    bench.click(bench.panel("PropagatePanel").run)
-    bench.wait(lambda: bench.session.worker.state.active)
+    press_run(bench)
 
 
 def learning(bench: Bench) -> None:
-    """Begin a run that will not end by itself, and wait until it learns."""
-    run(bench, **ENDLESS)
-    bench.wait(lambda: bench.session.worker.state.done > 2, 100)
+    """Begin a run that will not end by itself, nor label anything before, and wait until it learns."""
+    run(bench, **{**ENDLESS, "flow": "off"})
+    bench.wait(lambda: bench.session.worker.state.stage == "fit" and bench.session.worker.state.done > 2)
 
 
 def to_end(bench: Bench) -> None:
-    bench.wait(lambda: not bench.session.worker.state.active, 120)
+    bench.wait(lambda: not bench.session.worker.state.active)
     bench.settle()
     assert bench.session.worker.state.phase == "finished", bench.session.worker.state.traceback
 
 
 def stop(bench: Bench) -> None:
     bench.click(bench.panel("PropagatePanel").stop)
-    bench.wait(lambda: not bench.session.worker.state.active, 60)
+    bench.wait(lambda: not bench.session.worker.state.active)
     bench.settle()
     assert bench.session.worker.state.phase == "stopped", bench.session.worker.state.error
 
@@ -129,10 +129,14 @@ def test_async_slicing(bench: Bench, stack: Sample) -> None:
     assert np.array_equal(annotation.read_slice(SliceRef("z", 4)), stack.labels[4])
 
 
-def test_3d_while_a_run_writes(bench: Bench, stack: Sample) -> None:
+def test_3d_while_a_run_writes(bench: Bench, stack: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = put_gate(monkeypatch, learns_in_round_1)
     begin(bench, stack)
-    run(bench, **{**TINY, "rounds": 3, "round_iterations": 20})
+    run(bench, **TINY)
     bench.viewer.dims.ndisplay = 3
+    bench.wait(lambda: gate.reached)
+    bench.settle()
+    gate.open()
     to_end(bench)
     assert bench.session.current is None
     bench.viewer.dims.ndisplay = 2
@@ -299,13 +303,17 @@ def test_the_image_may_get_other_data_during_a_run(bench: Bench, stack: Sample, 
     assert np.array_equal(bench.session.project.volume("stack").read_slice(ref)[0, 0], stack.image[8])
 
 
-def test_the_result_layers_may_go_during_a_run(bench: Bench, stack: Sample) -> None:
+def test_the_result_layers_may_go_during_a_run(bench: Bench, stack: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = put_gate(monkeypatch, learns_in_round_1)
     begin(bench, stack)
-    run(bench, **{**TINY, "rounds": 3, "round_iterations": 30})
-    bench.wait(lambda: bool(bench.snapshot.project.shown_run) and bench.session.confidence is not None, 100)
+    run(bench, **TINY)
+    bench.wait(lambda: gate.reached)
+    bench.wait(lambda: bool(bench.snapshot.project.shown_run) and bench.session.confidence is not None)
     bench.qtbot.wait(200)
     bench.viewer.layers.remove(bench.session.prediction)
     bench.viewer.layers.remove(bench.session.confidence)
+    assert bench.session.worker.state.active
+    gate.open()
     to_end(bench)
     assert ours(bench) == ["labels"]
     bench.session.show_run(bench.session.worker.state.run_id)
@@ -462,27 +470,31 @@ def test_a_project_folder_that_is_gone(bench: Bench, stack: Sample, said: list[t
     bench.session.jump(SliceRef("z", 8))
     bench.session.set_config(build_config("interpolate", {}))
     bench.session.start_run()
-    bench.wait(lambda: any(error for _, error in said), 30)
+    bench.wait(lambda: any(error for _, error in said))
     assert not bench.session.worker.state.active
     assert bench.session.store.read_plane(SliceRef("z", 8))[10, 12] == 1
     shutil.rmtree(path, ignore_errors=True)
     away.rename(path)
-    bench.wait(lambda: not bench.session.store.save_state.unsaved, 30)
+    bench.wait(lambda: not bench.session.store.save_state.unsaved)
     assert not bench.session.store.save_state.error
     annotation = Project.open(path).annotation("stack")
     assert annotation.read_slice(SliceRef("z", 8))[10, 12] == 1
     assert np.array_equal(annotation.read_slice(SliceRef("z", 4)), stack.labels[4])
 
 
-def test_a_project_folder_that_goes_during_a_run(bench: Bench, stack: Sample, said: list[tuple[str, bool]]) -> None:
+def test_a_project_folder_that_goes_during_a_run(
+    bench: Bench, stack: Sample, said: list[tuple[str, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = put_gate(monkeypatch, lambda event: isinstance(event, Progress) and event.stage == "fit")
     begin(bench, stack)
-    run(bench, **{**TINY, "iterations": 200, "rounds": 3, "round_iterations": 30})
-    bench.wait(lambda: bench.session.worker.state.done > 2, 100)
+    run(bench, **TINY)
+    bench.wait(lambda: gate.reached)
     # a file in its place, so that the run cannot make the folder anew
     path = bench.session.project.path
     shutil.rmtree(path)
     path.write_text("")
-    bench.wait(lambda: not bench.session.worker.state.active, 100)
+    gate.open()
+    bench.wait(lambda: not bench.session.worker.state.active)
     assert bench.session.worker.state.phase == "failed"
     assert "\n" not in bench.session.worker.state.error
     assert any(error for _, error in said)
@@ -511,7 +523,7 @@ def test_a_damaged_annotation_is_said_and_not_painted_over(
     bench.wait(lambda: bench.workspace.session is not None)
     bench.settle()
     bench.session.jump(SliceRef("z", 4))
-    bench.wait(lambda: any(error and "damaged" in text for text, error in said), 20)
+    bench.wait(lambda: any(error and "damaged" in text for text, error in said))
     with pytest.raises(OSError, match="damaged"):
         bench.session.labels.data[4, 3:5, 3:5] = 1
     assert {file.read_bytes() for file in chunks} == {b"broken"}

@@ -14,17 +14,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from qtpy.QtWidgets import QAbstractButton, QApplication, QComboBox, QFileDialog, QLabel, QMenu
+from tests.gui.gates import put_gate
 
 from napari_slicelabel.data.formats import open_labels
+from napari_slicelabel.data.samples import synthetic_em
+from napari_slicelabel.engine.events import Progress
+from napari_slicelabel.gui import plugin
 from napari_slicelabel.gui.session import KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.gui.conftest import Bench
+    from tests.gui.gates import Gate
 
 TUTORIAL = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
-# A run in earnest takes minutes.
+# A quarter of the sample that readers open (tests/gui/test_manifest.py); a run in earnest takes minutes.
+SHAPE = (32, 96, 96)
 HARDLY_TRAINED = {
     "iterations": 4,
     "rounds": 2,
@@ -54,11 +60,13 @@ def steps() -> list[tuple[int, str]]:
 class Reader:
     """Someone who does what the tutorial says."""
 
-    def __init__(self, bench: Bench, target: Path) -> None:
+    def __init__(self, bench: Bench, target: Path, gate: Gate) -> None:
         self.bench = bench
         self.target = target
         self.truth: Any = None
         self.runs = 0
+        # a run does not end before it was seen
+        self.gate = gate
 
     def do(self, kind: str, text: str) -> None:
         if kind == "key":
@@ -73,7 +81,7 @@ class Reader:
         self.bench.choose(*(title.strip() for title in path.split(">")))
         if self.truth is None:
             self.truth = self.bench.viewer.layers["synthetic_em truth"].data
-            assert self.bench.viewer.layers["synthetic_em"].data.shape == (32, 192, 192)
+            assert self.bench.viewer.layers["synthetic_em"].data.shape == SHAPE
 
     def click(self, words: str) -> None:
         """Click what has these words on it; a section is opened by its heading."""
@@ -97,7 +105,9 @@ class Reader:
         assert session.labels.selected_label == int(value)
         mine = self.truth[ref.index] == int(value)
         # the one nearest to the middle is on the screen
-        y, x = min(np.argwhere(mine).tolist(), key=lambda place: np.hypot(place[0] - 96, place[1] - 96))
+        y, x = min(
+            np.argwhere(mine).tolist(), key=lambda place: np.hypot(place[0] - SHAPE[1] / 2, place[1] - SHAPE[2] / 2)
+        )
         session.labels.brush_size = 1
         before = np.count_nonzero(session.store.read_plane(ref) == int(value))
         self.bench.drag((y, x), (y, x + 1))
@@ -120,7 +130,7 @@ class Reader:
         assert what == "finished"
         self.runs += 1
         self.bench.wait(lambda: len(self.bench.session.project.run_ids()) == self.runs)
-        self.bench.wait(lambda: not self.bench.session.worker.state.active, 240)
+        self.bench.wait(lambda: not self.bench.session.worker.state.active)
         self.bench.settle()
         assert self.bench.session.worker.state.phase == what, self.bench.session.worker.state.error
         assert np.isfinite(self.bench.snapshot.project.scores.confidence).all()
@@ -145,6 +155,7 @@ class Reader:
     def check_running(self) -> None:
         self.bench.wait(lambda: self.bench.session.worker.state.active)
         self.bench.wait(lambda: self.bench.panel("PropagatePanel").pause.isVisible())
+        self.gate.open()
 
     def check_at_a_doubtful_slice(self) -> None:
         assert self.bench.session.current.index in [row.index for row in self.bench.snapshot.queue]
@@ -180,9 +191,10 @@ def reader(window: Bench, monkeypatch: pytest.MonkeyPatch) -> Reader:
     # projects of images that lie in no file go into the home folder
     monkeypatch.setenv("HOME", str(window.folder))
     monkeypatch.setattr(Path, "home", lambda: window.folder)
+    monkeypatch.setattr(plugin, "synthetic_em", lambda: synthetic_em(SHAPE))
     target = window.folder / "labels.ome.zarr"
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_args, **_kwargs: (str(target), ""))
-    return Reader(window, target)
+    return Reader(window, target, put_gate(monkeypatch, lambda event: isinstance(event, Progress)))
 
 
 @pytest.mark.timeout(600)  # two runs, and a hundred moves of the mouse in between
