@@ -13,10 +13,12 @@ import sys
 import traceback
 from typing import Any
 
+import segmentation_models_pytorch  # noqa: F401 - what a method imports when it runs takes seconds: not in each fork
 import torch
-from monai.networks.nets import dynunet  # noqa: F401 - what a method imports when it runs takes seconds: not in each fork
+from monai.networks.nets import dynunet, unet  # noqa: F401
 
 from napari_slicelabel.data.project import Project
+from napari_slicelabel.engine import unets  # noqa: F401
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.events import Progress, SliceDone
 from napari_slicelabel.engine.run import run

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -399,13 +400,17 @@ def runner() -> Iterator[Runner]:
 
 
 def kill_points(whole: Ended, rng: random.Random) -> list[int]:
-    """Return one of the touches of the disk in each stage, or as many as SLICELABEL_KILLS says in all."""
+    """Return a touch of the disk in each kind of stage, or as many of any stage as SLICELABEL_KILLS says."""
     wanted = os.environ.get("SLICELABEL_KILLS")
     if wanted:
         return [rng.randint(1, whole.touches) for _ in range(int(wanted))]
-    begins = [touches for _, touches in whole.stages]
-    ends = [*begins[1:], whole.touches]
-    return [rng.randint(begin + 1, end) for begin, end in zip(begins, ends, strict=True) if end > begin]
+    touches: dict[str, list[int]] = {}
+    begins = [begin for _, begin in whole.stages]
+    for (stage, begin), end in zip(whole.stages, [*begins[1:], whole.touches], strict=True):
+        # rounds and folds are alike, and a trial does what comes after it
+        kind = re.sub(r"^trial, |[\d ]+(of \d+)?", "", stage)
+        touches.setdefault(kind, []).extend(range(begin + 1, end + 1))
+    return [rng.choice(numbers) for numbers in touches.values() if numbers]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")

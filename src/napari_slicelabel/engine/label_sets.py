@@ -1,14 +1,13 @@
 """Several labellings of the same volumes side by side on disk, for the time of a run, and their mean."""
 
 import math
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from napari_slicelabel.data.boxes import AXES, Axis, Box
-from napari_slicelabel.data.files import storage_errors
+from napari_slicelabel.data.files import remove, storage_errors
 from napari_slicelabel.engine.blocks import BlockReader, along
 from napari_slicelabel.engine.stores import SliceStore
 
@@ -82,13 +81,10 @@ class LabelSets:
         return path.exists() and path.read_text(encoding="utf-8") == made_from
 
     def remove(self) -> None:
-        """Remove all sets from the disk."""
+        """Remove all sets from the disk; killed meanwhile, all of them are there or none is."""
         self._slabs.clear()
         self._last.clear()
-        # what is removed in part is not complete
-        for note in self._folder.glob(f"*/{_COMPLETE}"):
-            note.unlink()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove(self._folder)
 
     def _read(self, kind: str, which: "Sequence[str]", volume: str, box: Box) -> "NDArray[np.uint8]":
         if box.shape[0] > 1:
