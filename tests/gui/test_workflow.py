@@ -160,6 +160,29 @@ def test_undo_jumps_to_the_slice_it_changes(bench: Bench, stack: Sample) -> None
     assert bench.session.store.read_plane(SliceRef("z", 3)).any()
 
 
+def test_marking_complete_is_a_step_of_its_own(bench: Bench, stack: Sample) -> None:
+    """Paint, D, undo twice: nothing is painted, and nothing is learned from the slice."""
+    bench.start(stack.image)
+    bench.session.jump(SliceRef("z", 3))
+    bench.drag((10, 10), (10, 40))
+    bench.press("D")
+    bench.settle()
+    bench.press("Ctrl+Z")
+    bench.settle()
+    assert bench.session.store.read_plane(SliceRef("z", 3)).any()
+    assert not bench.snapshot.current_complete
+    bench.press("Ctrl+Shift+Z")
+    bench.settle()
+    assert bench.snapshot.current_complete
+    bench.press("Ctrl+Z")
+    bench.press("Ctrl+Z")
+    bench.settle()
+    assert bench.session.project.annotation("stack").annotated("z") == ()
+    bench.press("D")
+    bench.settle()
+    assert "all background" in bench.panel("PaintPanel").status.text()
+
+
 def test_shapes_and_copies_never_touch_what_is_painted(bench: Bench, stack: Sample) -> None:
     bench.start(stack.image)
     bench.paint_truth(stack.labels, [4, 8])

@@ -11,6 +11,7 @@ import threading
 import time
 import zlib
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,7 @@ class SaveState:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One plane before and after an operation, packed; and whether it was complete."""
+    """One plane before and after an operation, packed (empty: its voxels stay); and whether it was complete."""
 
     ref: SliceRef
     before: bytes
@@ -136,6 +137,9 @@ class PaintStore(VirtualArray):
         self._planes: OrderedDict[SliceRef, _Plane] = OrderedDict()
         self._marks: dict[SliceRef, bool] = {}
         self._touched: dict[SliceRef, None] = {}
+        # complete slices that paint was taken away from, until it is known which of them that emptied
+        self._erased: set[SliceRef] = set()
+        self._unmarked: list[Change] = []
         self._saves = 0
         self._error = ""
         self._retry_at = 0.0
@@ -166,8 +170,7 @@ class PaintStore(VirtualArray):
         block[inside] = value
         for ref, part in self._planes_of(box):
             with self._wake:
-                self._plane(ref).values[_within(ref, part)] = block[_relative(part, box)].squeeze(ref.axis_number)
-                self._changed(ref, part)
+                self._write_part(ref, part, block[_relative(part, box)].squeeze(ref.axis_number))
 
     # -- planes ---------------------------------------------------------------------------------------------------
 
@@ -179,8 +182,7 @@ class PaintStore(VirtualArray):
     def write_plane(self, ref: SliceRef, values: NDArray[np.uint8]) -> None:
         """Replace one plane in memory; it is saved soon after."""
         with self._wake:
-            self._plane(ref).values[...] = values
-            self._changed(ref, ref.box(self.shape))
+            self._write_part(ref, ref.box(self.shape), values)
 
     def known(self, ref: SliceRef) -> NDArray[np.bool_]:
         """Return where a human settled a plane, shape (h, w): painted, complete, or crossed by a complete slice."""
@@ -223,6 +225,8 @@ class PaintStore(VirtualArray):
         """Declare a slice complete, or take that back; saved in the background like paint."""
         ref.box(self.shape)
         with self._wake:
+            # what was erased before counts before: an empty slice may be complete on purpose
+            self._settle()
             self._marks[ref] = complete
             self._hurry = True
             self._wake.notify_all()
@@ -243,30 +247,85 @@ class PaintStore(VirtualArray):
         tuple of Change
             For `undo` and `redo`. Packed: a labelled plane of 16 MB takes some 100 kB.
         """
-        done = []
-        for ref, values, complete in planes:
-            before, was = self.read_plane(ref), ref.index in self.complete(ref.axis)
-            after = was if complete is None else complete
-            done.append(Change(ref, _packed(before), _packed(values), (*before.shape,), was, after))
-            self._put(ref, values, was, after)
+        done: list[Change] = []
+        source = iter(planes)
+        try:
+            while (change := self._change_next(source)) is not None:
+                done += change
+        except BaseException:
+            self.undo(done)
+            raise
         return tuple(done)
 
+    def _change_next(self, source: Iterator[tuple[SliceRef, NDArray[np.uint8], bool | None]]) -> list[Change] | None:
+        # asked for under the lock: a stroke between reading a plane and writing it would be lost
+        with self._wake:
+            item = next(source, None)
+            if item is None:
+                return None
+            ref, values, complete = item
+            before = self.read_plane(ref)
+            self.write_plane(ref, values)
+            emptied = list(self.unmarked())
+            was = ref.index in self.complete(ref.axis)
+            if complete is not None and complete != was:
+                self.set_complete(ref, complete)
+        after = was if complete is None else complete
+        return [*emptied, Change(ref, _packed(before), _packed(values), (*before.shape,), was, after)]
+
+    def mark(self, ref: SliceRef, complete: bool) -> tuple[Change, ...]:
+        """Declare a slice complete, or take that back, and return what it takes to go back."""
+        with self._wake:
+            emptied, was = self.unmarked(), ref.index in self.complete(ref.axis)
+            self.set_complete(ref, complete)
+        return (*emptied, _mark(ref, was, complete))
+
+    def unmarked(self) -> tuple[Change, ...]:
+        """Return the slices that are no longer complete, since all their paint was taken away, once each.
+
+        An empty slice that is complete teaches that all of it is background. That has to be said by somebody.
+        """
+        with self._wake:
+            self._settle()
+            marks, self._unmarked = tuple(self._unmarked), []
+            return marks
+
     def undo(self, changes: Sequence[Change]) -> tuple[SliceRef, ...]:
-        """Bring planes back to what they were before an operation; return them."""
+        """Bring planes back to what they were before an operation, where they changed; return them."""
         for item in reversed(changes):
-            self._put(item.ref, _unpacked(item.before, item.shape), item.complete_after, item.complete_before)
-        return tuple(item.ref for item in changes)
+            self._put(item, item.after, item.before, item.complete_before)
+        return tuple(dict.fromkeys(item.ref for item in changes))
 
     def redo(self, changes: Sequence[Change]) -> tuple[SliceRef, ...]:
         """Do an operation again; return its planes."""
         for item in changes:
-            self._put(item.ref, _unpacked(item.after, item.shape), item.complete_before, item.complete_after)
-        return tuple(item.ref for item in changes)
+            self._put(item, item.before, item.after, item.complete_after)
+        return tuple(dict.fromkeys(item.ref for item in changes))
 
-    def _put(self, ref: SliceRef, values: NDArray[np.uint8], was: bool, complete: bool) -> None:
-        self.write_plane(ref, values)
-        if was != complete:
-            self.set_complete(ref, complete)
+    def _put(self, item: Change, old: bytes, new: bytes, complete: bool) -> None:
+        if old != new:
+            was, values = _unpacked(old, item.shape), _unpacked(new, item.shape)
+            with self._wake:
+                # what others painted beside it in the meantime stays
+                plane = self.read_plane(item.ref)
+                self.write_plane(item.ref, np.where(was != values, values, plane))
+        if item.complete_before != item.complete_after:
+            self.set_complete(item.ref, complete)
+
+    def _note_erased(self, part: Box, gone: NDArray[np.bool_]) -> None:
+        """Take note of complete slices in which voxels of a part, shape (z, y, x), lose their paint."""
+        for number, axis in enumerate(AXES):
+            lines = np.flatnonzero(gone.any(axis=tuple(n for n in range(3) if n != number))) + part.start[number]
+            self._erased |= {SliceRef(axis, index) for index in self.complete(axis) & set(lines.tolist())}
+
+    def _settle(self) -> None:
+        """Take the mark from complete slices that were emptied. Call with the lock held."""
+        refs, self._erased = self._erased, set()
+        for ref in sorted(refs):
+            with suppress(SliceLabelError):
+                if ref.index in self.complete(ref.axis) and not self._plane(ref).values.any():
+                    self._unmarked.append(_mark(ref, True, False))
+                    self._marks[ref] = False
 
     # -- saving -------------------------------------------------------------------------------------------------------
 
@@ -328,8 +387,12 @@ class PaintStore(VirtualArray):
 
     def _save_next(self) -> None:
         with self._wake:
+            self._settle()
             waiting = [(plane.first_change, ref) for ref, plane in self._planes.items() if plane.dirty]
-            ref = min(waiting)[1] if waiting else next(iter(self._marks), None)
+            # first what takes a mark away: no kill may leave a slice both empty and complete
+            dirty = {ref for _, ref in waiting}
+            ref = next((ref for ref, complete in self._marks.items() if not complete and ref not in dirty), None)
+            ref = ref or (min(waiting)[1] if waiting else next(iter(self._marks), None))
             if ref is None:
                 return
             plane = self._planes.get(ref)
@@ -489,12 +552,28 @@ class PaintStore(VirtualArray):
         h, w = (flat[n] for n in range(3) if n != number)
         for index in np.unique(flat[number]).tolist():
             ref, chosen = SliceRef(axis, index), flat[number] == index
+            start, stop = [index] * 3, [index + 1] * 3
+            for n, line in zip([n for n in range(3) if n != number], (h[chosen], w[chosen]), strict=True):
+                start[n], stop[n] = int(line.min()), int(line.max()) + 1
+            part = Box(tuple(start), tuple(stop))
             with self._wake:
-                self._plane(ref).values[h[chosen], w[chosen]] = values[chosen]
-                start, stop = [index] * 3, [index + 1] * 3
-                for n, line in zip([n for n in range(3) if n != number], (h[chosen], w[chosen]), strict=True):
-                    start[n], stop[n] = int(line.min()), int(line.max()) + 1
-                self._changed(ref, Box(tuple(start), tuple(stop)))
+                new = self._plane(ref).values.copy()
+                new[h[chosen], w[chosen]] = values[chosen]
+                self._write_part(ref, part, new[_within(ref, part)])
+
+    def _write_part(self, ref: SliceRef, part: Box, new: NDArray[np.uint8]) -> None:
+        """Replace a part of a plane in memory, shape (h, w). Call with the lock held."""
+        inner = self._plane(ref).values[_within(ref, part)]
+        gone = (inner != NOT_PAINTED) & (new == NOT_PAINTED)
+        if gone.any():
+            self._note_erased(part, np.expand_dims(gone, ref.axis_number))
+        inner[...] = new
+        self._changed(ref, part)
+
+    def is_blank(self, ref: SliceRef) -> bool:
+        """Return whether a plane is known to hold no paint, without reading it."""
+        with self._wake:
+            return not self._planes[ref].values.any() if ref in self._planes else self._is_blank(ref)
 
     def _is_blank(self, ref: SliceRef) -> bool:
         """Return whether nobody painted in a plane that is not in memory."""
@@ -529,6 +608,10 @@ def _fills(inside: tuple[Any, ...]) -> bool:
     return all(
         part is None or (not isinstance(part, np.ndarray) and part in (0, slice(None, None, 1))) for part in inside
     )
+
+
+def _mark(ref: SliceRef, before: bool, after: bool) -> Change:
+    return Change(ref, b"", b"", (0, 0), before, after)
 
 
 def _within(ref: SliceRef, box: Box) -> tuple[slice, ...]:

@@ -50,7 +50,8 @@ class RemovalDialog(QDialog):
         for other in others:
             self.target.addItem(f"It becomes {other.name}", other.id)
         self.target.setToolTip(
-            "Where a slice is complete, what is erased counts as background. Undo (Ctrl+Z) brings everything back."
+            "Where a slice is complete, what is erased counts as background; one that is empty then is no longer"
+            " complete. Undo (Ctrl+Z) brings everything back."
         )
         self.buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Cancel)
         self.remove = self.buttons.addButton(f"Remove {label_class.name}", QDialogButtonBox.ButtonRole.AcceptRole)

@@ -28,6 +28,7 @@ from napari_slicelabel.engine.select.options import NO_OPTIONS, SelectOptions
 from napari_slicelabel.errors import InputError, SliceLabelError
 from napari_slicelabel.gui import layers as show
 from napari_slicelabel.gui.background import be_nice, import_networks
+from napari_slicelabel.gui.history import History
 from napari_slicelabel.gui.paint import PaintStore
 from napari_slicelabel.gui.results import ResultArray, Source
 from napari_slicelabel.gui.settings import settings
@@ -37,7 +38,7 @@ from napari_slicelabel.gui.tasks import Tasks
 from napari_slicelabel.gui.worker import RunState, RunWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.engine.config import MethodConfig
     from napari_slicelabel.engine.events import Metric
+    from napari_slicelabel.gui.history import Work
     from napari_slicelabel.gui.paint import Change
 
 SELECTION = "selection"
@@ -53,7 +55,6 @@ SELECTION = "selection"
 
 _REVIEW_NAME = "review.json"
 _SETTLE_MS = 60
-_MOST_UNDO = 100
 _TELL_S = 0.1
 
 KEYS: tuple[tuple[str, str], ...] = (
@@ -136,8 +137,6 @@ class Session(QObject):
         self._preview: dict[SliceRef, NDArray[np.uint8]] = {}
         # so that undo brings a class back with its name and colour
         self._removed: dict[int, LabelClass] = {}
-        self._undo: list[tuple[Change, ...] | None] = []
-        self._redo: list[tuple[Change, ...] | None] = []
         self._again: str = ""
         self._trained = ""
         self._run_classes: tuple[LabelClass, ...] = ()
@@ -160,6 +159,7 @@ class Session(QObject):
             memory_bytes=chosen.memory_mb * 2**20,
             save_after_s=chosen.autosave_s,
         )
+        self._history = History(self.store, self.tasks.start, self._stepped, self._operation_failed)
         shape = project.record(volume).shape
         self._results = {
             role: ResultArray(
@@ -213,6 +213,7 @@ class Session(QObject):
             return
         classes = self.project.classes
         self.labels = show.add_labels(viewer, self.store, self.volume, self.image, classes, self.about)
+        self._history.layer = self.labels
         self.labels.selected_label = classes[0].id if classes else 1
         self.labels.mode = "paint"
         self.labels.events.paint.connect(self._painted)
@@ -279,8 +280,7 @@ class Session(QObject):
                 setattr(self, role, None)
         if self.labels is None:
             # napari's own history went with the layer
-            self._undo = [item for item in self._undo if item is not None]
-            self._redo.clear()
+            self._history.forget_strokes()
         self._soon()
 
     def _refresh(self, role: str) -> None:
@@ -351,14 +351,15 @@ class Session(QObject):
 
     def layer_facts(self) -> LayerFacts:
         """What the viewer shows."""
-        viewer = self._viewer()
+        viewer, current = self._viewer(), self.current
         return LayerFacts(
             images=tuple(layer.name for layer in show.images(viewer)) if viewer is not None else (),
             image=self.image is not None,
             labels=self.labels is not None,
             prediction=self.prediction is not None,
             confidence=self.confidence is not None,
-            current=self.current,
+            current=current,
+            blank=current is not None and self.store.is_blank(current),
             selected=int(self.labels.selected_label) if self.labels is not None else 1,
             preview=len(self._preview),
             choosing=self._choosing,
@@ -465,25 +466,33 @@ class Session(QObject):
                 self.removal_asked.emit(gone, len(refs))
             elif refs:
                 self._removed[value] = gone
-                self._operate(lambda: self._repaint(refs, value, becomes or NOT_PAINTED), f"{gone.name} is removed.")
+                self._operate(
+                    lambda: self._repaint(refs, value, becomes or NOT_PAINTED),
+                    f"{gone.name} is removed.",
+                    redone=lambda: self._drop_class(value),
+                )
             else:
                 self.set_classes([item for item in self.project.classes if item.id != value])
 
         self.tasks.start(find, found)
 
     def _repaint(self, refs: Sequence[SliceRef], value: int, becomes: int) -> tuple[Change, ...]:
-        changes: list[Change] = []
-        for ref in refs:
-            # one by one: slices of other axes cross, and each must see what the ones before it became
-            plane = self.store.read_plane(ref)
-            if (plane == value).any():
-                plane[plane == value] = becomes
-                changes += self.store.change([(ref, plane, None)])
+        def planes() -> Iterator[tuple[SliceRef, NDArray[np.uint8], None]]:
+            for ref in refs:
+                # one by one: slices of other axes cross, and each must see what the ones before it became
+                plane = self.store.read_plane(ref)
+                if (plane == value).any():
+                    yield ref, np.where(plane == value, np.uint8(becomes), plane), None
+
+        changes = self.store.change(planes())
+        self._drop_class(value)
+        return changes
+
+    def _drop_class(self, value: int) -> None:
         # only once the paint is gone from the disk: what is saved with an unknown label would bring the class back
         if self.store.flush():
             self.project.set_classes([item for item in self.project.classes if item.id != value])
         self._recolored.emit()
-        return tuple(changes)
 
     def _add_classes(self, values: frozenset[int]) -> None:
         """Give painted values a class; called in the thread that saves."""
@@ -629,9 +638,14 @@ class Session(QObject):
             self.say("Show one slice in 2D first.")
             return
         complete = ref.index not in self.store.complete(ref.axis)
-        self.store.set_complete(ref, complete)
+        self._history.mark(ref, complete)
         self._took_edits(())
-        self.say(f"{ref}: complete, what is unpainted is background." if complete else f"{ref}: no longer complete.")
+        if not complete:
+            self.say(f"{ref}: no longer complete.")
+        elif self.store.is_blank(ref):
+            self.say(f"{ref}: complete, all of it is background: nothing is painted there. Undo takes it back.")
+        else:
+            self.say(f"{ref}: complete, what is unpainted is background.")
 
     def copy_previous(self) -> None:
         """Copy the nearest annotated slice before this one (or else behind it) to where nothing is settled here."""
@@ -646,10 +660,8 @@ class Session(QObject):
             return
 
         def work() -> tuple[Change, ...]:
-            free = ~self.store.known(ref)
-            values = self.store.read_plane(ref)
-            values[free] = self.store.read_plane(SliceRef(ref.axis, source))[free]
-            return self.store.change([(ref, values, None)])
+            copied = self.store.read_plane(SliceRef(ref.axis, source))
+            return self.store.change(self._merged({ref: copied}))
 
         self._operate(work, f"Copied {ref.axis}{source} to {ref}. Correct it, then mark it complete (D).")
 
@@ -675,16 +687,18 @@ class Session(QObject):
         if not planes:
             return
 
-        def merged(ref: SliceRef, shapes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-            values, free = self.store.read_plane(ref), ~self.store.known(ref)
-            values[free] = shapes[free]
-            return values
-
         self._operate(
-            lambda: self.store.change((ref, merged(ref, shapes), None) for ref, shapes in planes.items()),
+            lambda: self.store.change(self._merged(planes)),
             f"Put shapes into {len(planes)} slices.",
         )
         self.discard_preview()
+
+    def _merged(
+        self, planes: Mapping[SliceRef, NDArray[np.uint8]], *, complete: bool | None = None
+    ) -> Iterator[tuple[SliceRef, NDArray[np.uint8], bool | None]]:
+        """Yield planes as the store takes them, with these values where no human settled anything."""
+        for ref, values in planes.items():
+            yield ref, np.where(self.store.known(ref), self.store.read_plane(ref), values), complete
 
     def discard_preview(self) -> None:
         """Show the labels of the run again."""
@@ -707,30 +721,15 @@ class Session(QObject):
 
     def undo(self) -> None:
         """Take the last stroke or operation back, and show the slice that it changed."""
-        self._step(self._undo, self._redo, forward=False)
+        if not self._history.undo():
+            self.say("Nothing to undo.")
 
     def redo(self) -> None:
         """Do what was undone again, and show the slice that it changes."""
-        self._step(self._redo, self._undo, forward=True)
+        if not self._history.redo():
+            self.say("Nothing to redo.")
 
-    def _step(
-        self, source: list[tuple[Change, ...] | None], target: list[tuple[Change, ...] | None], *, forward: bool
-    ) -> None:
-        if not source:
-            self.say("Nothing to redo." if forward else "Nothing to undo.")
-            return
-        item = source.pop()
-        target.append(item)
-        if item is None:
-            self.store.touched()
-            if self.labels is not None:
-                (self.labels.redo if forward else self.labels.undo)()
-            self._stepped(self.store.touched(), forward=forward)
-            return
-        change = self.store.redo if forward else self.store.undo
-        self.tasks.start(lambda: change(item), lambda refs: self._stepped(refs, forward=forward))
-
-    def _stepped(self, refs: Sequence[SliceRef], *, forward: bool) -> None:
+    def _stepped(self, refs: Sequence[SliceRef], forward: bool) -> None:
         self._took_edits(refs)
         if refs and self.current not in refs:
             self.jump(refs[-1])
@@ -739,29 +738,20 @@ class Session(QObject):
         self.say(f"{'Redone' if forward else 'Undone'} in {places}." if refs else "Nothing changed.")
 
     def _painted(self, _event: object) -> None:
-        self._remember(None)
-        self._took_edits(self.store.touched())
+        self._took_edits(self._history.stroke())
 
-    def _remember(self, item: tuple[Change, ...] | None) -> None:
-        self._undo.append(item)
-        self._redo.clear()
-        strokes = [number for number, entry in enumerate(self._undo) if entry is None]
-        if len(strokes) > _MOST_UNDO:
-            # napari forgets its oldest stroke, and so do we
-            del self._undo[strokes[0]]
-        if len(self._undo) - len(strokes) > _MOST_UNDO:
-            del self._undo[next(number for number, entry in enumerate(self._undo) if entry is not None)]
-
-    def _operate(self, work: Callable[[], tuple[Change, ...]], message: str) -> None:
+    def _operate(self, work: Callable[[], tuple[Change, ...]], message: str, redone: Work | None = None) -> None:
         """Change planes in the background, so that it can be undone."""
 
         def done(changes: tuple[Change, ...]) -> None:
-            self._remember(changes)
             self._took_edits([change.ref for change in changes])
             self._refresh("labels")
             self.say(message)
 
-        self.tasks.start(work, done)
+        self._history.operate(work, done, redone)
+
+    def _operation_failed(self, error: Exception) -> None:
+        self.say(" ".join(str(error).split()) or type(error).__name__, error=True)
 
     def _took_edits(self, refs: Sequence[SliceRef]) -> None:
         if self._book is not None:
@@ -940,9 +930,7 @@ class Session(QObject):
 
         def work() -> tuple[Change, ...]:
             predicted = self._results["prediction"].read_plane(ref)
-            free, values = ~self.store.known(ref), self.store.read_plane(ref)
-            values[free] = predicted[free]
-            return self.store.change([(ref, values, True if complete else None)])
+            return self.store.change(self._merged({ref: predicted}, complete=True if complete else None))
 
         if complete:
             self._accepted.add(ref.index)

@@ -153,6 +153,8 @@ class LayerFacts:
         Which of our layers are there.
     current : SliceRef, optional
         The slice on the canvas; None in 3D, or where the view is no plane of the volume.
+    blank : bool
+        Whether that slice is known to hold no paint.
     selected : int
         The label to paint with.
     preview : int
@@ -167,6 +169,7 @@ class LayerFacts:
     prediction: bool = False
     confidence: bool = False
     current: SliceRef | None = None
+    blank: bool = False
     selected: int = 1
     preview: int = 0
     choosing: Choosing | None = None

@@ -80,7 +80,7 @@ class PaintPanel(Panel):
     def apply(self, new: Snapshot, old: Snapshot | None) -> None:
         """Show what differs."""
         self.setEnabled(new.project is not None)
-        if changed(new, old, "layers.current", "current_complete", "current_painted", "project"):
+        if changed(new, old, "layers.current", "current_complete", "current_painted", "layers.blank", "project"):
             self.status.setText(_status(new))
             self.complete.setText(f"{'Not complete' if new.current_complete else 'Mark complete'} (D)")
         for widget in (self.complete, self.copy, self.shapes):
@@ -100,6 +100,8 @@ def _status(snapshot: Snapshot) -> str:
         return ""
     if ref is None:
         return "Show one slice in 2D to paint."
+    if snapshot.current_complete and snapshot.layers.blank:
+        return f"Slice <b>{ref}</b>: ● complete, all background"
     if snapshot.current_complete:
         return f"Slice <b>{ref}</b>: ● complete, unpainted is background"
     if snapshot.current_painted:
