@@ -106,12 +106,14 @@ class Projects:
         """Return a folder with a project in a state of `STATES`."""
         folder = self._folder / "states" / name
         if not folder.exists():
-            before = STATES[name].after
-            if before:
-                shutil.copytree(self.state(before), folder)
+            state = STATES[name]
+            if state.beside:
+                self.state(state.beside)
+            if state.after:
+                shutil.copytree(self.state(state.after), folder)
             else:
                 folder.mkdir(parents=True)
-            _expect(fork(lambda: STATES[name].prepare(folder), folder=folder), f"state {name}")
+            _expect(fork(lambda: state.prepare(folder), folder=folder), f"state {name}")
         return folder
 
     def fresh(self, name: str) -> Path:

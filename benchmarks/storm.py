@@ -80,10 +80,13 @@ class State:
         Makes it in a folder, which is the working directory.
     after : str, optional
         The state that it follows from.
+    beside : str, optional
+        Another state that it looks at, in a folder beside its own.
     """
 
     prepare: Callable[[Path], None]
     after: str | None = None
+    beside: str | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ def _finish(method: str) -> Callable[[Path], None]:
 
 
 def _begin(method: str) -> Callable[[Path], None]:
-    """Run until half of the events have come; more exactly the half of what a finished run of it counts."""
+    """Run until half of the events have come that the finished run of it has in its journal."""
 
     def prepare(folder: Path) -> None:
         from napari_slicelabel.data.project import Project
@@ -186,7 +189,7 @@ STATES: dict[str, State] = {
     "new": State(_make_project, "images"),
     "painted": State(_paint, "new"),
     **{f"finished {method}": State(_finish(method), "painted") for method in METHODS},
-    **{f"begun {method}": State(_begin(method), "painted") for method in METHODS},
+    **{f"begun {method}": State(_begin(method), "painted", f"finished {method}") for method in METHODS},
 }
 
 
