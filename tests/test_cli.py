@@ -576,3 +576,18 @@ def test_a_second_run_is_refused_while_one_goes(painted: Path, slicelabel: Calla
 
     with run_lock(painted / LOCK_NAME):
         assert_refused(slicelabel("run", painted, "--method", "interpolate"), "a run already goes")
+
+
+def test_what_nobody_foresaw_is_one_line_and_a_file(
+    folder: Path, slicelabel: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_path: Path) -> None:
+        raise ZeroDivisionError("by\nzero")
+
+    monkeypatch.setattr(Project, "open", fail)
+    answer = slicelabel("info", folder)
+    assert_refused(answer, "ZeroDivisionError: by zero", "report")
+    (line,) = answer.err.strip().splitlines()
+    log = Path(line.rsplit(" ", 1)[1])
+    assert "in fail" in log.read_text()
+    log.unlink()

@@ -4,11 +4,12 @@ Engine and data are imported inside the commands, so that ``--help`` answers wit
 """
 
 # No `from __future__ import annotations`: cyclopts reads the annotations when a command is registered.
-import json
 import signal
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
@@ -75,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("Interrupted.")
         return EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - whatever it is, a user gets one line, and a developer the file
+        say(f"slicelabel: {_unforeseen(error)}")
+        return EXIT_BAD_INPUT
     finally:
         _on_terminate(before)
     return EXIT_DONE
@@ -601,8 +605,10 @@ def _config(
 
 
 def _read_config(file: Path) -> dict[str, object]:
+    from napari_slicelabel.data.reading import read_json
+
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
     except (OSError, ValueError) as error:
         raise InputError(f"--config {file}: cannot be read as JSON ({_one_line(error)})") from error
     if not isinstance(values, dict):
@@ -639,6 +645,17 @@ def _on_terminate(handler: object) -> object:
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def _unforeseen(error: Exception) -> str:
+    """Return one line for an error that nobody foresaw; its traceback goes into a file that the line names."""
+    reason = "memory is full" if isinstance(error, MemoryError) else f"{type(error).__name__}: {_one_line(error)[:300]}"
+    try:
+        with NamedTemporaryFile("w", prefix="slicelabel-", suffix=".log", delete=False, encoding="utf-8") as file:
+            file.write("".join(traceback.format_exception(error)))
+    except OSError:
+        return f"{reason}; the command has ended, what was kept before is there"
+    return f"{reason}; the command has ended, what was kept before is there. Please report it with {file.name}"
 
 
 def _one_line(error: BaseException) -> str:

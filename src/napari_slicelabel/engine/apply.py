@@ -100,7 +100,7 @@ def apply(
             yield from _on_cluster(job, volume.name, str(scheduler), device)
         write_labels(
             target,
-            job.store.array(),
+            job.store.lazy(),
             voxel_size=volume.voxel_size,
             unit=volume.unit,
             classes=record.classes,

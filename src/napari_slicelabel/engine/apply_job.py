@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from napari_slicelabel.data.boxes import AXES, Axis, Box
 from napari_slicelabel.data.classes import LabelClass
 from napari_slicelabel.data.files import storage_errors, write_text
 from napari_slicelabel.data.formats import open_volume, split_source
+from napari_slicelabel.data.reading import read_bytes
 from napari_slicelabel.engine.blocks import BlockPredictor, BlockReader, along, tiling
 from napari_slicelabel.engine.confidence import label
 from napari_slicelabel.engine.devices import resolve_device
@@ -360,8 +361,8 @@ def _opened(folder: str, token: str, device: str) -> "tuple[Job, Network, Volume
 def _read_record(path: Path) -> JobRecord | None:
     """Return a record, or None where there is none that can be read."""
     try:
-        return JobRecord.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        return JobRecord.model_validate_json(read_bytes(path))
+    except (OSError, ValueError):
         return None
 
 

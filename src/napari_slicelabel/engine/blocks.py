@@ -15,7 +15,7 @@ from torch.nn import functional
 from napari_slicelabel.data.boxes import AXES, Box
 from napari_slicelabel.engine.fit import autocast, memory_format, working_dtype
 from napari_slicelabel.engine.planes import normalised
-from napari_slicelabel.engine.predict import Band, Tiling
+from napari_slicelabel.engine.predict import Band, Tiling, finite
 from napari_slicelabel.engine.scratch import Scratch
 from napari_slicelabel.engine.shapes import between
 from napari_slicelabel.errors import DeviceError
@@ -407,7 +407,7 @@ def predict_blocks(
         total = total + logits.float().softmax(1).flip(dims)
     probability: NDArray[np.float32] = total[:count, :, : size[0], : size[1], : size[2]].cpu().numpy()
     probability /= probability.sum(1, keepdims=True)
-    return probability
+    return finite(probability)
 
 
 def crop_size(size: Sequence[int], stride: tuple[int, int, int]) -> tuple[int, int, int]:

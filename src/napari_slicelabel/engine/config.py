@@ -1,12 +1,12 @@
 """What to do: one frozen model per method, in which every parameter is declared once."""
 
-import json
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, Self, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from napari_slicelabel.data.reading import parse_json
 from napari_slicelabel.engine.pieces import NO_STOPS, WHOLE, range_bounds, read_range, read_stops
 from napari_slicelabel.errors import InputError
 
@@ -195,7 +195,7 @@ def _read_text(value: object, annotation: object) -> object:
         return value
     if value.lstrip().startswith(("[", "{")):
         try:
-            return json.loads(value)
+            return parse_json(value)
         except ValueError as error:
             raise InputError(f"{value!r} is not valid JSON: {error}") from error
     return [part.strip() for part in value.split(",") if part.strip()]

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from napari_slicelabel.data.files import write_text
 from napari_slicelabel.engine.config import MethodConfig
 from napari_slicelabel.engine.earlier import EarlierRun, earlier_run
 from napari_slicelabel.engine.events import SliceDone
+from napari_slicelabel.engine.model_files import save_model
 from napari_slicelabel.engine.pieces import Piece
 from napari_slicelabel.engine.record import RunRecord
 from napari_slicelabel.engine.state import (
@@ -28,7 +28,6 @@ from napari_slicelabel.engine.state import (
     random_state,
     restore_random_state,
     save_state,
-    write_tensors,
 )
 from napari_slicelabel.engine.stores import SliceStore
 from napari_slicelabel.errors import InputError
@@ -407,9 +406,7 @@ class RunContext:
         StorageError
             Disk full, no permission.
         """
-        folder = self.folder / "model"
-        write_tensors(folder / "weights.safetensors", tensors)
-        write_text(folder / "network.json", json.dumps(dict(description), indent=2, allow_nan=False) + "\n")
+        save_model(self.folder / "model", tensors, description)
 
     def rows(self) -> tuple[SliceDone, ...]:
         """Return the slices written so far, by volume in the order of the run, then by index."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from napari_slicelabel.data.boxes import Axis
+from napari_slicelabel.data.reading import parse_json
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ def from_json(text: str) -> Event:
         Not JSON, not an event, or fields that do not fit.
     """
     try:
-        fields = json.loads(text)
+        fields = parse_json(text)
         return _ADAPTERS[fields.pop("event")].validate_python(fields)
     except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise InputError(f"not an event: {text[:80]!r}; expected a line of events.jsonl") from error

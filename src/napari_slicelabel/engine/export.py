@@ -114,7 +114,7 @@ def _write_file(project: "Project", record: RunRecord, name: str, path: Path) ->
     is_nifti = suffix_of(path, [".nii", ".nii.gz"]) is not None
     write_labels(
         path,
-        store.array(),
+        store.lazy(),
         voxel_size=image.voxel_size,
         unit=image.unit,
         classes=project.classes,
@@ -129,7 +129,7 @@ def _write_nnunet(
     cases = []
     for name in names:
         labels, confidence = (
-            run_store(project, folder, kind, name, record.axis).array() for kind in ("prediction", "confidence")
+            run_store(project, folder, kind, name, record.axis).lazy() for kind in ("prediction", "confidence")
         )
         cases.append(NnunetCase(name, project.volume(name), CertainLabels(labels, confidence, ignore_below)))
     write_nnunet(target, cases, project.classes, ignore=ignore_below > 0)

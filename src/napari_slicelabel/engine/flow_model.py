@@ -1,17 +1,21 @@
 """Networks of correspondence on disk: one trained on some volumes carries labels in others."""
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import JsonValue, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from pydantic import JsonValue
 from torch import Tensor
 
 from napari_slicelabel.engine.correspondence import CorrespondenceConfig, CorrespondenceNetwork
 from napari_slicelabel.engine.guided import GuidedConfig, GuidedNetwork
+from napari_slicelabel.engine.model_files import (
+    DAMAGE,
+    DESCRIPTION_NAME,
+    WEIGHTS_NAME,
+    load_weights,
+    read_description,
+    unreadable,
+)
 from napari_slicelabel.errors import InputError, MissingFileError
 
 if TYPE_CHECKING:
@@ -58,31 +62,30 @@ def fitting_weights(folder: Path, wanted: CorrespondenceConfig, guides: int) -> 
     InputError
         It is damaged, of another method, or of another architecture; says what to set.
     """
-    weights, description = folder / "weights.safetensors", folder / "network.json"
-    for path in (description, weights):
+    for path in (folder / DESCRIPTION_NAME, folder / WEIGHTS_NAME):
         if not path.is_file():
             raise MissingFileError(
                 f"model: {path} does not exist; give the id, or the folder `model`, of a run of flow"
             )
     try:
-        record = json.loads(description.read_text(encoding="utf-8"))
+        record = read_description(folder)
         if _KEY not in record:
             raise InputError(
                 f"model: {folder} holds a network of {record.get('method', 'another method')}, not of flow; give the"
                 " id, or the folder `model`, of a run of flow"
             )
-        network = _built(record[_KEY])
-        network.load_state_dict(load_file(weights))
-    except (json.JSONDecodeError, AttributeError, TypeError, ValidationError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"model: {folder} cannot be read: {reason}; run the method again to write it") from error
+        network = load_weights(folder, record, lambda: _built(record[_KEY]))
+    except InputError:
+        raise
+    except DAMAGE as error:
+        raise unreadable(f"model: {folder}", error) from error
     _check(folder, network.config, wanted, guides)
     tensors: dict[str, Tensor] = network.state_dict()
     return tensors if guides else {name: tensors[name] for name in CorrespondenceNetwork(wanted).state_dict()}
 
 
-def _built(record: Mapping[str, JsonValue]) -> CorrespondenceNetwork:
-    if "guides" in record:
+def _built(record: JsonValue) -> CorrespondenceNetwork:
+    if isinstance(record, dict) and "guides" in record:
         return GuidedNetwork(GuidedConfig.model_validate(record))
     return CorrespondenceNetwork(CorrespondenceConfig.model_validate(record))
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from napari_slicelabel.data.boxes import AXES, Axis, Box
 from napari_slicelabel.data.files import remove, storage_errors
+from napari_slicelabel.data.reading import read_text
 from napari_slicelabel.engine.blocks import BlockReader, along
 from napari_slicelabel.engine.stores import SliceStore
 
@@ -78,7 +79,10 @@ class LabelSets:
     def is_finished(self, which: str, made_from: str) -> bool:
         """Return whether all of a set is on the disk, and made from that."""
         path = self._folder / which / _COMPLETE
-        return path.exists() and path.read_text(encoding="utf-8") == made_from
+        try:
+            return read_text(path) == made_from
+        except (OSError, ValueError):
+            return False
 
     def remove(self) -> None:
         """Remove all sets from the disk; killed meanwhile, all of them are there or none is."""

@@ -4,16 +4,21 @@ The networks are built through segmentation-models-pytorch, and in `engine.unets
 """
 
 # No `from __future__ import annotations`: pydantic reads the annotations when the class is made.
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from torch import nn
 
+from napari_slicelabel.engine.model_files import (
+    DAMAGE,
+    DESCRIPTION_NAME,
+    WEIGHTS_NAME,
+    load_weights,
+    read_description,
+    unreadable,
+)
 from napari_slicelabel.engine.shaped_network import ShapedNetwork
 from napari_slicelabel.errors import InputError, MissingFileError
 
@@ -43,7 +48,7 @@ class NetworkConfig(BaseModel):
     image_channels: int = Field(1, ge=1)
     in_slices: Literal[1, 3, 5] = 3
     coordinates: bool = False
-    classes: tuple[int, ...] = Field(min_length=1, description="Label values of output channels 1 and up.")
+    classes: tuple[int, ...] = Field(min_length=1, max_length=254, description="Label values of channels 1 and up.")
     shape_classes: tuple[int, ...] = ()
     mirror: bool = Field(False, description="Whether to predict the mean over four mirror images.")
 
@@ -178,17 +183,14 @@ def load_model(folder: Path) -> "tuple[SliceNetwork | VolumeNetwork, Mapping[str
     InputError
         Files that are damaged or of another version.
     """
-    weights, description = folder / "weights.safetensors", folder / "network.json"
-    for path in (description, weights):
+    for path in (folder / DESCRIPTION_NAME, folder / WEIGHTS_NAME):
         if not path.is_file():
             raise MissingFileError(f"{path} does not exist; give the folder `model` of a finished training run")
     try:
-        record = json.loads(description.read_text(encoding="utf-8"))
-        network = _built(record)
-        network.load_state_dict(load_file(weights))
-    except (ValueError, KeyError, TypeError, ValidationError, SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"the model in {folder} cannot be read: {reason}; run the method again to write it") from error
+        record = read_description(folder)
+        network = load_weights(folder, record, lambda: _built(record))
+    except DAMAGE as error:
+        raise unreadable(f"the model in {folder}", error) from error
     return network.eval(), record
 
 
@@ -197,4 +199,13 @@ def _built(record: Mapping[str, JsonValue]) -> "SliceNetwork | VolumeNetwork":
 
     if "volume_network" in record:
         return VolumeNetwork(VolumeNetworkConfig.model_validate(record["volume_network"]))
-    return SliceNetwork(NetworkConfig.model_validate(record["network"]))
+    config = NetworkConfig.model_validate(record["network"])
+    return SliceNetwork(_without_fetching(config))
+
+
+def _without_fetching(config: NetworkConfig) -> NetworkConfig:
+    """Return the config of a network whose weights are at hand: its encoder is built from what is installed."""
+    if set(config.encoder) & set(":/\\"):
+        # timm takes such names for those of a web site, or of a folder from which it would unpickle
+        raise ValueError(f"its encoder {config.encoder!r} is none that is installed")
+    return config.model_copy(update={"encoder_weights": "none"})

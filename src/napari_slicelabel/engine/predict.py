@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from napari_slicelabel.engine.fit import autocast, memory_format
-from napari_slicelabel.errors import DeviceError
+from napari_slicelabel.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -169,4 +169,13 @@ def predict_tile(
         total = total + logits.softmax(1).flip(dims)
     probability: NDArray[np.float32] = total[0, :, :height, :width].cpu().numpy()
     probability /= probability.sum(0, keepdims=True)
+    return finite(probability)
+
+
+def finite(probability: "NDArray[np.float32]") -> "NDArray[np.float32]":
+    """Return the probabilities of a tile as they are; InputError where the network gave no numbers."""
+    if not np.isfinite(probability).all():
+        raise InputError(
+            "the network gives values that are no finite numbers: it is damaged, or did not learn; run the method again"
+        )
     return probability

@@ -12,10 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TextIO
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from napari_slicelabel.data.boxes import Axis
 from napari_slicelabel.data.files import storage_errors, write_text
+from napari_slicelabel.data.reading import read_bytes
 from napari_slicelabel.engine.config import LEAST_FOR_CALIBRATION
 from napari_slicelabel.engine.events import Event, from_json, to_json
 from napari_slicelabel.engine.pieces import Piece, pieces
@@ -106,10 +107,10 @@ class RunRecord(BaseModel):
         """
         path = folder / RECORD_NAME
         try:
-            return cls.model_validate_json(path.read_text("utf-8"))
+            return cls.model_validate_json(read_bytes(path))
         except FileNotFoundError as error:
             raise MissingFileError(f"{path} is not there: the run never began; start a new one") from error
-        except (ValidationError, ValueError) as error:
+        except (ValueError, OSError) as error:
             raise StorageError(f"{path} is damaged; delete the folder of this run and start a new one") from error
 
 

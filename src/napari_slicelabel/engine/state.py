@@ -11,12 +11,13 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from napari_slicelabel.data.files import replacing, storage_errors, write_text
+from napari_slicelabel.data.reading import read_bytes
 from napari_slicelabel.errors import StorageError
 
 RANDOM = "random."
@@ -72,7 +73,7 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], extra: Mapping[str, 
         Disk full, no permission.
     """
     old = _index(folder)
-    number = 0 if old is None else int(old["number"]) + 1
+    number = 0 if old is None else old.number + 1
     name = f"{number:06d}.safetensors"
     write_tensors(folder / name, tensors)
     # this rename is the moment at which the new state takes over: the index names the tensors that belong to it
@@ -94,21 +95,30 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, JsonValue]] |
     index = _index(folder)
     if index is None:
         return None
-    path = folder / index["tensors"]
+    path = folder / index.tensors
     try:
-        return load_file(path), index["extra"]
+        return load_file(path), index.extra
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{path} is damaged or missing; start a new run") from error
 
 
-def _index(folder: Path) -> dict[str, Any] | None:
+class _Index(BaseModel):
+    """What state.json holds: the name of a file beside it, and whatever else the run goes on from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: int = Field(ge=0, le=10**9)
+    tensors: str = Field(pattern=r"^\d+\.safetensors$")
+    extra: dict[str, JsonValue]
+
+
+def _index(folder: Path) -> _Index | None:
     path = folder / _INDEX
     try:
-        with storage_errors(path, "read"):
-            if not path.exists():
-                return None
-            index: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+        index = _Index.model_validate_json(read_bytes(path))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
         raise StorageError(f"{path} is damaged; start a new run") from error
     return index
 

@@ -86,7 +86,7 @@ class SliceStore:
         """
         if not self.exists:
             return np.full(self._volume.plane_shape(self._axis), self._fill, np.uint8)
-        with self._errors("read"):
+        with self.errors("read"):
             return np.asarray(self.array()[self._key(index)], np.uint8).squeeze(AXES.index(self._axis))
 
     def read_box(self, box: Box) -> "NDArray[np.uint8]":
@@ -99,7 +99,7 @@ class SliceStore:
         """
         if not self.exists:
             return np.full(box.shape, self._fill, np.uint8)
-        with self._errors("read"):
+        with self.errors("read"):
             return np.asarray(self.array()[box.slices], np.uint8)
 
     def array(self) -> "zarr.Array[Any]":
@@ -111,9 +111,13 @@ class SliceStore:
             Nothing was written, or its metadata are damaged.
         """
         if self._array is None:
-            with self._errors("open"):
+            with self.errors("open"):
                 self._array = zarr.open_array(self.folder / "0", mode="r+")
         return self._array
+
+    def lazy(self) -> "LazyLabels":
+        """Return the array as something to slice, which raises `StorageError` where a chunk is damaged."""
+        return LazyLabels(self)
 
     def create(self) -> None:
         """Make it, if it is not there: for those who write from several processes, before they do.
@@ -123,7 +127,7 @@ class SliceStore:
         StorageError
             Disk full, no permission.
         """
-        with self._errors("write"):
+        with self.errors("write"):
             if not self.exists:
                 self._create()
 
@@ -136,7 +140,7 @@ class SliceStore:
             Disk full, no permission.
         """
         self.create()
-        with self._errors("write"):
+        with self.errors("write"):
             self.array()[self._key(index)] = np.expand_dims(values, AXES.index(self._axis))
 
     def take(self, other: "SliceStore", index: int) -> None:
@@ -156,7 +160,7 @@ class SliceStore:
             return
         grid = [range(math.ceil(n / chunk)) for n, chunk in zip(array.shape, array.chunks, strict=True)]
         grid[AXES.index(self._axis)] = range(index, index + 1)
-        with self._errors("write"):
+        with self.errors("write"):
             for place in product(*grid):
                 key = array.metadata.encode_chunk_key(place)
                 _take_file(other.folder / "0" / key, self.folder / "0" / key)
@@ -170,7 +174,7 @@ class SliceStore:
             Disk full, no permission.
         """
         self.create()
-        with self._errors("write"):
+        with self.errors("write"):
             self.array()[box.slices] = values
 
     def _key(self, index: int) -> tuple[slice, ...]:
@@ -193,7 +197,8 @@ class SliceStore:
             )
 
     @contextmanager
-    def _errors(self, action: str) -> "Iterator[None]":
+    def errors(self, action: str) -> "Iterator[None]":
+        """Turn what storage and codecs raise in the block into a `StorageError`."""
         with storage_errors(self.folder, action):
             try:
                 yield
@@ -201,6 +206,33 @@ class SliceStore:
                 # what zarr and its codecs raise on damaged files
                 detail = " ".join(str(error).split())[:200] or type(error).__name__
                 raise StorageError(f"{self.folder}: damaged ({detail}); start a new run") from error
+
+
+class LazyLabels:
+    """A store as an array (z, y, x) that is read when it is sliced.
+
+    Attributes
+    ----------
+    shape, dtype, chunks
+        As zarr has them.
+    """
+
+    def __init__(self, store: SliceStore) -> None:
+        array = store.array()
+        self.shape: tuple[int, ...] = array.shape
+        self.dtype, self.chunks = array.dtype, array.chunks
+        self._store = store
+
+    def __getitem__(self, index: Any) -> "NDArray[np.uint8]":
+        """Return the part that ints and slices name.
+
+        Raises
+        ------
+        StorageError
+            A chunk is damaged.
+        """
+        with self._store.errors("read"):
+            return np.asarray(self._store.array()[index], np.uint8)
 
 
 def _take_file(source: Path, target: Path) -> None:

@@ -39,12 +39,12 @@ class VolumeNetworkConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: Architecture = "dynunet"
-    filters: tuple[int, ...] = Field((16, 32, 64, 96), min_length=2)
+    filters: tuple[int, ...] = Field((16, 32, 64, 96), min_length=2, max_length=16)
     kernels: tuple[Triple, ...] = Field(description="Of each level; 1 along an axis that is too coarse.")
     strides: tuple[Triple, ...] = Field(description="Of each level; the first is 1, 1, 1.")
     image_channels: int = Field(1, ge=1)
     coordinates: bool = False
-    classes: tuple[int, ...] = Field(min_length=1, description="Label values of output channels 1 and up.")
+    classes: tuple[int, ...] = Field(min_length=1, max_length=254, description="Label values of channels 1 and up.")
     shape_classes: tuple[int, ...] = ()
     mirror: bool = Field(False, description="Whether to predict the mean over four mirror images in the plane.")
     tile: Triple = Field(description="What it was trained on and predicts at a time, in voxels.")

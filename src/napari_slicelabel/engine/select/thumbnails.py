@@ -11,6 +11,7 @@ import numpy as np
 
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.data.files import storage_errors, write_text
+from napari_slicelabel.data.reading import read_json
 from napari_slicelabel.engine.events import Progress
 from napari_slicelabel.engine.select.candidates import Stack
 
@@ -135,9 +136,12 @@ def _fingerprint(volume: "Volume") -> str:
 def _done(note: Path, file: Path, facts: dict[str, object]) -> int:
     """Return how many thumbnails are on disk and right."""
     try:
-        known = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = read_json(note)
+        right = {key: known[key] for key in facts} == facts
+        done = int(known["done"])
+        stored = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, EOFError):
         return 0
-    if not file.is_file() or {key: known.get(key) for key in facts} != facts:
-        return 0
-    return int(known.get("done", 0))
+    shape = (facts["slices"], facts["channels"], SIDE_PX, SIDE_PX)
+    fits = right and stored.dtype == np.uint8 and stored.shape == shape
+    return done if fits and 0 < done <= stored.shape[0] else 0
