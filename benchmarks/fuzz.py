@@ -25,7 +25,7 @@ from benchmarks.fuzz_targets import TARGETS, Target
 from benchmarks.kills import Projects
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 CORPUS = Path(__file__).with_name("fuzz_corpus.txt")
 ROOM_MB = 2048
@@ -91,7 +91,7 @@ class Fuzz:
             words = target.command(folder)
             if not _damage(target, kind, folder, rng):
                 return
-        ended = fork(slicelabel(*words), folder=folder, room_mb=ROOM_MB, hanging=LONGEST_S)
+        ended = fork(_keeping_logs(slicelabel(*words), folder), folder=folder, room_mb=ROOM_MB, hanging=LONGEST_S)
         self.report.inputs += 1
         self.report.most_mb = max(self.report.most_mb, ended.grown_mb)
         self.report.longest_s = max(self.report.longest_s, ended.seconds)
@@ -120,6 +120,16 @@ class Fuzz:
     def _fail(self, name: str, failure: str, words: str) -> None:
         self.report.failures[failure].append({"input": name, "words": words})
         sys.stderr.write(f"{failure}: {name}: {words[:300]}\n")
+
+
+def _keeping_logs(work: Callable[[], int], folder: Path) -> Callable[[], int]:
+    """Return a command whose temporary files, tracebacks among them, lie in a folder."""
+
+    def inside() -> int:
+        tempfile.tempdir = str(folder)
+        return work()
+
+    return inside
 
 
 def _damage(target: Target, kind: str, folder: Path, rng: random.Random) -> bool:
@@ -153,7 +163,7 @@ def _failure(ended: Ended) -> str:
         return "hang"
     if ended.grown_mb > ROOM_MB:
         return "memory"
-    if "Traceback" in ended.err:
+    if "Traceback" in ended.err or "Please report it" in ended.last_words:
         return "traceback"
     if ended.code not in (0, 2):
         return "exit code"

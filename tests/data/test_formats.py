@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from napari_slicelabel.data.formats import (
     write_nnunet,
 )
 from napari_slicelabel.data.volume import Volume
-from napari_slicelabel.errors import InputError, MissingFileError, StorageError
+from napari_slicelabel.errors import InputError, MissingFileError, SliceLabelError, StorageError
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 60000, (7, 20, 30)).astype(np.uint16)
@@ -569,3 +570,13 @@ def test_gzip_is_only_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(gzip, "GzipFile", refuse)
     open_volume(tmp_path / "a.nii.gz").intensity()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+@pytest.mark.parametrize("name", ["pipe.tif", f"{'x' * 300}.tif"])
+def test_pipes_and_names_that_no_disk_takes(tmp_path: Path, name: str) -> None:
+    if len(name) < 100:
+        os.mkfifo(tmp_path / name)
+    for read in (open_volume, open_labels):
+        with pytest.raises(SliceLabelError, match="a pipe|too long"):
+            read(tmp_path / name)

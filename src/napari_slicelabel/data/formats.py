@@ -365,9 +365,18 @@ def _request(source: str | Path, *, level: int, labels: bool, axes: str | None) 
     path, member = split_source(source)
     if level < 0:
         raise InputError(f"level {level}: expected 0 (finest) or more")
-    if not path.exists():
-        raise MissingFileError(f"{path}: no such file; check the path")
+    _check_is_there(path)
     return Request(path, member, level, labels, (axes or "").lower())
+
+
+def _check_is_there(path: Path) -> None:
+    with storage_errors(path, "open"):
+        exists = path.exists()
+    if not exists:
+        raise MissingFileError(f"{path}: no such file; check the path")
+    if not (path.is_file() or path.is_dir()):
+        # to open a pipe that nobody writes to would never end
+        raise InputError(f"{path} is a pipe or a device; give a file or a folder")
 
 
 def _reader(path: Path) -> Reader:
