@@ -44,7 +44,7 @@ class Ended:
     hung : bool
         Whether it was killed for taking too long.
     grown_mb : int
-        Peak memory beyond that of the process it was forked from.
+        Peak memory beyond what it had at first; code that it used for the first time counts, too.
     """
 
     code: int
@@ -107,12 +107,11 @@ def fork(
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    before = _resident_mb()
     begun = time.monotonic()
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryFile() as start:
         child = os.fork()
         if child == 0:
-            _work_and_exit(work, folder, room_mb, out.fileno(), err.fileno())
+            _work_and_exit(work, folder, room_mb, [file.fileno() for file in (out, err, start)])
         try:
             ended = _wait(child, hanging if kill_after is None else kill_after)
         finally:
@@ -121,13 +120,13 @@ def fork(
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(child, signal.SIGKILL)
             _, status, usage = os.wait4(child, 0)
-        texts = [_text(file) for file in (out, err)]
+        *texts, before = [_text(file) for file in (out, err, start)]
     return Ended(
         os.waitstatus_to_exitcode(status),
         *texts,
         seconds=time.monotonic() - begun,
         hung=not ended and kill_after is None,
-        grown_mb=max(0, _megabytes(usage.ru_maxrss) - before),
+        grown_mb=max(0, usage.ru_maxrss // 1024 - int(before or 0)),
     )
 
 
@@ -203,15 +202,14 @@ def _is_inside(path: Any, folder: str) -> bool:
     return not os.path.isabs(text) or text.startswith(folder)
 
 
-def _work_and_exit(
-    work: Callable[[], int | None], folder: Path | None, room_mb: int | None, out: int, err: int
-) -> None:
+def _work_and_exit(work: Callable[[], int | None], folder: Path | None, room_mb: int | None, files: list[int]) -> None:
     code = 1
     try:
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(out, 1)
-        os.dup2(err, 2)
+        os.dup2(files[0], 1)
+        os.dup2(files[1], 2)
+        os.write(files[2], str(_resident_mb()).encode())
         if folder is not None:
             os.chdir(folder)
         if room_mb is not None:
@@ -249,7 +247,3 @@ def _address_space() -> int:
 
 def _resident_mb() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 2**20
-
-
-def _megabytes(maxrss: int) -> int:
-    return maxrss // 1024
