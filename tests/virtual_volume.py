@@ -22,7 +22,7 @@ from napari_slicelabel.data import project as project_module
 from napari_slicelabel.data.formats import open_labels, open_volume
 from napari_slicelabel.data.volume import Volume
 
-DEPTH, SIZE = 204_800, 1024
+DEPTH, SIZE = 819_200, 512
 
 
 class Virtual:

@@ -58,8 +58,8 @@ def make_project(tmp_path: Path) -> Callable[..., Project]:
 
 @pytest.fixture
 def _short_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Auto-encoders take 30 steps."""
-    monkeypatch.setattr("napari_slicelabel.engine.select.features.MOST_STEPS", 30)
+    """Auto-encoders take 12 steps."""
+    monkeypatch.setattr("napari_slicelabel.engine.select.features.MOST_STEPS", 12)
 
 
 @pytest.fixture

@@ -212,7 +212,7 @@ def test_more_crops_have_no_shapes_where_a_volume_has_none(
 
     monkeypatch.setattr(block_sampling.BlockPool, "_shape", spy)
     project = make_project(dict.fromkeys(names, balls()), {"a": (4, 12, 20)}, classes=("ball",))
-    events_of(project, shapes="on", rounds=0, iterations=150)
+    events_of(project, shapes="on", rounds=0, iterations=60)
     assert shown - 0.15 < np.mean(drawn) < shown + 0.15
 
 

@@ -63,7 +63,13 @@ class TestInterval:
         assert len(set(chosen)) == len(chosen) == budget
 
 
-@pytest.mark.usefixtures("_short_training")
+@pytest.fixture
+def _hardly_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is learned does not matter here."""
+    monkeypatch.setattr("napari_slicelabel.engine.select.features.MOST_STEPS", 3)
+
+
+@pytest.mark.usefixtures("_hardly_trained")
 @pytest.mark.parametrize("method", [name for name in SELECTORS if name != "foreground"])  # test_foreground.py
 class TestEverySelector:
     def test_keeps_its_promises(self, painted: Project, method: str) -> None:

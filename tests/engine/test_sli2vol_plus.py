@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from napari_slicelabel.data.boxes import SliceRef
+from napari_slicelabel.data.samples import synthetic_em
 from napari_slicelabel.engine.config import build_config
 from napari_slicelabel.engine.context import Slot, run_store
 from napari_slicelabel.engine.events import Finished, Progress, SliceDone
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from napari_slicelabel.data.project import Project
+    from napari_slicelabel.data.samples import Sample
 
 PLUS: dict[str, object] = {
     "preset": "sli2vol+",
@@ -40,6 +42,12 @@ PLUS: dict[str, object] = {
     "refine_iterations": 2,
     "refine_width": 4,
 }
+
+
+@pytest.fixture
+def tiny_stack() -> Sample:
+    """A quarter of that of other tests."""
+    return synthetic_em((16, 32, 32), seed=0)
 
 
 def labels_of(project: Project, volume: str = "tiny", kind: str = "prediction") -> NDArray[np.uint8]:
@@ -153,8 +161,8 @@ def test_what_is_painted_since_is_carried_and_refined_but_not_learned_again(pain
         if isinstance(event, SliceDone):
             break
     events.close()
-    plane = np.zeros((64, 64), np.uint8)
-    plane[20:40, 20:40] = 1
+    plane = np.zeros((32, 32), np.uint8)
+    plane[10:20, 10:20] = 1
     painted.annotation("tiny").write_slice(SliceRef("z", 9), plane, complete=True)
     again = run(painted, resume=painted.run_ids()[-1])
     for event in again:
