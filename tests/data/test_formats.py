@@ -580,3 +580,10 @@ def test_pipes_and_names_that_no_disk_takes(tmp_path: Path, name: str) -> None:
     for read in (open_volume, open_labels):
         with pytest.raises(SliceLabelError, match=r"a pipe|too long"):
             read(tmp_path / name)
+
+
+def test_what_a_killed_export_left_is_swept(tmp_path: Path) -> None:
+    (tmp_path / ".0123abcd.part.other.h5").touch()
+    (tmp_path / ".0123abcd.old.mine.tif").write_bytes(b"the old one")
+    write_labels(tmp_path / "labels.tif", np.ones((4, 5, 6), np.uint8), voxel_size=(1, 1, 1), unit="pixel", classes=())
+    assert {path.name for path in tmp_path.iterdir()} == {"labels.tif", "mine.tif"}

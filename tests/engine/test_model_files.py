@@ -103,3 +103,15 @@ def test_values_that_are_no_numbers_are_no_labels(
     with pytest.raises(InputError, match="no finite numbers"):
         list(apply(folder, open_volume(noise_file), tmp_path / "out.tif", device="cpu"))
     assert not (tmp_path / "out.tif").exists()
+
+
+def test_classes_that_are_none(make_model: Callable[..., Path], noise_file: Path, tmp_path: Path) -> None:
+    from napari_slicelabel.data.formats import open_volume
+    from napari_slicelabel.engine.apply import apply
+
+    folder = make_model(2)
+    record = json.loads((folder / DESCRIPTION_NAME).read_text())
+    record["classes"][0]["id"] = 999
+    (folder / DESCRIPTION_NAME).write_text(json.dumps(record))
+    with pytest.raises(InputError, match="cannot be read: id"):
+        list(apply(folder, open_volume(noise_file), tmp_path / "out.tif", device="cpu"))

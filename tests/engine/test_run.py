@@ -331,11 +331,14 @@ class TestResume:
         path = painted.run_folder(run_id) / "events.jsonl"
         with path.open("a") as file:
             file.write('{"event": "SliceDone", "volume": "ti')
-        (path.parent / "prediction" / ".1234.part.tiny.zarr").mkdir()
+        (path.parent / "prediction" / ".12345678.part.tiny.zarr").mkdir()
+        chunk = path.parent / "prediction" / "tiny.zarr" / "0" / "c" / "0" / "0"
+        chunk.mkdir(parents=True, exist_ok=True)
+        (chunk / f"0.{'a' * 32}.partial").touch()
         assert len(list(read_events(path))) == 6
         list(run(painted, resume=run_id))
         assert all(json.loads(line) for line in path.read_text().splitlines())
-        assert not list(path.parent.rglob("*.part.*"))
+        assert not [*path.parent.rglob("*.part.*"), *path.parent.rglob("*.partial")]
 
     def test_damaged_line(self, painted: Project, method: Any) -> None:
         list(run(painted, method(fill)))

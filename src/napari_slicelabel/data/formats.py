@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from napari_slicelabel.data import readers, writers
 from napari_slicelabel.data.classes import PAINTED_BACKGROUND, LabelClass
-from napari_slicelabel.data.files import replacing, storage_errors
+from napari_slicelabel.data.files import replacing, storage_errors, sweep
 from napari_slicelabel.data.readers import Integral, Opened, Reader, Request
 from napari_slicelabel.data.volume import (
     ArrayLike3D,
@@ -207,6 +207,7 @@ def write_labels(
     if target.is_dir() and not (suffix == ".zarr" and any((target / m).exists() for m in readers.ZARR_MARKS)):
         raise InputError(f"{target} is a folder that holds something else; choose another name")
     plain_unit, factor = parse_unit(unit)
+    sweep(target.parent)
     with storage_errors(target), replacing(target) as temporary:
         WRITERS[suffix](
             Job(
@@ -286,6 +287,7 @@ def write_nnunet(
         "numTraining": len(cases),
         "file_ending": ".nii.gz",
     }
+    sweep(target.parent)
     with storage_errors(target), replacing(target) as temporary:
         (temporary / "imagesTr").mkdir(parents=True)
         (temporary / "labelsTr").mkdir()

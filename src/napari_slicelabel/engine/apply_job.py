@@ -24,6 +24,7 @@ from napari_slicelabel.data.reading import read_bytes
 from napari_slicelabel.engine.blocks import BlockPredictor, BlockReader, along, tiling
 from napari_slicelabel.engine.confidence import label
 from napari_slicelabel.engine.devices import resolve_device
+from napari_slicelabel.engine.model_files import unreadable
 from napari_slicelabel.engine.networks import SliceNetwork, load_model
 from napari_slicelabel.engine.planes import PlaneReader
 from napari_slicelabel.engine.predict import Band, predict_bands, with_smaller_tiles
@@ -90,7 +91,6 @@ class JobRecord(BaseModel):
     def of(cls, model: Path, network: "Network", description: Mapping[str, JsonValue], volume: "Volume") -> Self:
         """Return the record of a model and an image."""
         axis = _axis(description.get("axis"), model)
-        records = description.get("classes")
         fields = {
             "model": str(model.expanduser().absolute()),
             "source": volume.source,
@@ -100,7 +100,7 @@ class JobRecord(BaseModel):
             "shape": volume.shape,
             "dtype": str(volume.dtype),
             "axis": axis,
-            "classes": [LabelClass.model_validate(record) for record in (records if isinstance(records, list) else [])],
+            "classes": _classes(description.get("classes"), model),
             "parts": [(box.start, box.stop) for box in parts(network, volume, axis)],
         }
         return cls.model_validate({**fields, "token": _token(model, volume, fields["parts"])})
@@ -386,6 +386,13 @@ def _token(model: Path, volume: "Volume", parts: object) -> str:
 
 def _is_in_a_file(source: str) -> bool:
     return bool(source) and split_source(source)[0].exists()
+
+
+def _classes(value: object, model: Path) -> list[LabelClass]:
+    try:
+        return [LabelClass.model_validate(record) for record in (value if isinstance(value, list) else [])]
+    except ValidationError as error:
+        raise unreadable(f"the model in {model}", error) from error
 
 
 def _axis(value: object, model: Path) -> Axis:

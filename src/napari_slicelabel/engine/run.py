@@ -1,5 +1,6 @@
 """The one loop that drives every method, and the one end that every run comes to."""
 
+import os
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
-from napari_slicelabel.data.files import remove, storage_errors
+from napari_slicelabel.data.files import storage_errors, sweep
 from napari_slicelabel.engine.config import MethodConfig, build_config, unknown
 from napari_slicelabel.engine.context import RunContext, needs_review
 from napari_slicelabel.engine.devices import resolve_device
@@ -363,9 +364,9 @@ def _device_errors() -> Iterator[None]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a killed part of the run left half-written, under the temporary names of `data.files`."""
-    for leftover in [*folder.glob(".*.part.*"), *folder.glob("*/.*.part.*")]:
-        remove(leftover)
+    """Remove what a killed part of the run left half-written; the run's lock is held."""
+    for place, _, _ in os.walk(folder):
+        sweep(Path(place), alone=True)
 
 
 def _tried(step: Callable[[], None]) -> Exception | None:
