@@ -196,7 +196,8 @@ class Storm:
         result = answering(command.result, folder)
         if result != untouched.result:
             yield f"another result: {_difference(result, untouched.result)}"
-        yield from (f"left over: {name}" for name in sorted(names(folder) - untouched.names))
+        left = names(folder) - untouched.names
+        yield from (f"left over: {name}" for name in sorted(left) if name.rpartition("/")[0] not in left)
         yield from _refusals(fork(slicelabel("info", folder / "p.slicelabel")), "info afterwards")
 
     def _resumed(self, command: Command, folder: Path, before: frozenset[str]) -> Iterator[str]:
