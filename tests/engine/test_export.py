@@ -9,9 +9,10 @@ import pytest
 from napari_slicelabel.data.boxes import Box
 from napari_slicelabel.data.formats import open_labels
 from napari_slicelabel.engine.config import build_config
+from napari_slicelabel.engine.evaluate import evaluate
 from napari_slicelabel.engine.export import export
 from napari_slicelabel.engine.run import run
-from napari_slicelabel.errors import InputError
+from napari_slicelabel.errors import InputError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,6 +47,35 @@ def test_formats(filled: Project, tmp_path: Path, name: str) -> None:
     (path,) = export(filled, filled.run_ids()[0], tmp_path / name)
     assert path == tmp_path / name
     np.testing.assert_array_equal(read(path), column())
+
+
+@pytest.mark.parametrize("kind", ["prediction", "confidence"])
+@pytest.mark.parametrize("index", [0, 2])
+def test_a_lost_part_is_no_background(
+    make_project: Callable[..., Project], tmp_path: Path, kind: str, index: int
+) -> None:
+    """Also where it held nothing but background."""
+    labels = column()
+    labels[2] = 0
+    project = make_project({"v": labels}, {"v": (0, 2, 4)})
+    list(run(project, build_config("interpolate", {})))
+    run_id = project.run_ids()[0]
+    (project.run_folder(run_id) / kind / "v.zarr" / "0" / "c" / str(index) / "0" / "0").unlink()
+    for use in (
+        lambda: export(project, run_id, tmp_path / "out.tif"),
+        lambda: list(run(project, resume=run_id)),
+        lambda: evaluate(project, truth=tmp_path / "v.npy"),
+    ):
+        with pytest.raises(StorageError, match=f"slice z{index}"):
+            use()
+    assert not (tmp_path / "out.tif").exists()
+
+
+def test_a_damaged_part_is_one_line(filled: Project, tmp_path: Path) -> None:
+    chunk = filled.run_folder(filled.run_ids()[0]) / "prediction" / "v.zarr" / "0" / "c" / "3" / "0" / "0"
+    chunk.write_bytes(chunk.read_bytes()[:-3])
+    with pytest.raises(StorageError, match="damaged"):
+        export(filled, filled.run_ids()[0], tmp_path / "out.tif")
 
 
 def test_never_over_what_exists(filled: Project, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from napari_slicelabel.engine.earlier import EarlierRun, earlier_run
 from napari_slicelabel.engine.events import SliceDone
 from napari_slicelabel.engine.model_files import save_model
 from napari_slicelabel.engine.pieces import Piece
-from napari_slicelabel.engine.record import RunRecord
+from napari_slicelabel.engine.record import JOURNAL_NAME, RunRecord, read_events
 from napari_slicelabel.engine.state import (
     RANDOM,
     load_state,
@@ -469,6 +469,20 @@ def run_store(project: "Project", folder: Path, kind: str, volume: str, axis: Ax
     fill = IGNORE if kind == "accepted" else 0
     path = folder / kind / f"{volume}.zarr"
     return SliceStore(path, project.volume(volume), axis, fill=fill, classes=classes)
+
+
+def refuse_lost(project: "Project", record: RunRecord, volume: str) -> None:
+    """Raise `StorageError` if labels or confidence of a slice that a run has written are no longer there."""
+    folder = project.run_folder(record.run_id)
+    written = set(record.slices(volume)) if record.outcome == "finished" else _written(folder, volume)
+    for kind in ("prediction", "confidence"):
+        if written:
+            run_store(project, folder, kind, volume, record.axis).refuse_lost(sorted(written))
+
+
+def _written(folder: Path, volume: str) -> set[int]:
+    events = read_events(folder / JOURNAL_NAME)
+    return {event.index for event in events if isinstance(event, SliceDone) and event.volume == volume}
 
 
 def needs_review(row: SliceDone) -> bool:

@@ -12,7 +12,7 @@ from napari_slicelabel.data.boxes import AXES, Box, SliceRef
 from napari_slicelabel.data.classes import MAX_CLASS
 from napari_slicelabel.data.formats import open_labels
 from napari_slicelabel.data.volume import Volume
-from napari_slicelabel.engine.context import run_store
+from napari_slicelabel.engine.context import refuse_lost, run_store
 from napari_slicelabel.engine.events import SliceDone
 from napari_slicelabel.engine.metrics import (
     MOST_VOXELS,
@@ -187,6 +187,7 @@ def _subject(project: "Project", truth: Volume | str | Path, run_id: str, volume
         for event in read_events(folder / JOURNAL_NAME)
         if isinstance(event, SliceDone) and event.volume == name
     }
+    refuse_lost(project, record, name)
     prediction, confidence = (
         run_store(project, folder, kind, name, record.axis) for kind in ("prediction", "confidence")
     )

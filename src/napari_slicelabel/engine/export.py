@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from napari_slicelabel.data.formats import WRITERS, NnunetCase, suffix_of, write_labels, write_nnunet
-from napari_slicelabel.engine.context import IGNORE, run_store
+from napari_slicelabel.engine.context import IGNORE, refuse_lost, run_store
 from napari_slicelabel.engine.record import RunRecord
 from napari_slicelabel.errors import InputError
 
@@ -70,6 +70,7 @@ def export(
     for name in names:
         if not run_store(project, folder, "prediction", name, record.axis).exists:
             raise InputError(f"run {run_id} has written nothing to {name} yet ({record.outcome}); finish it first")
+        refuse_lost(project, record, name)
     if suffix_of(target, list(WRITERS)) is None:
         _write_nnunet(project, record, target, names, ignore_below)
         return (target,)

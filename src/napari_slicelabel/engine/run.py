@@ -15,7 +15,7 @@ import torch
 from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
 from napari_slicelabel.data.files import storage_errors, sweep
 from napari_slicelabel.engine.config import MethodConfig, build_config, unknown
-from napari_slicelabel.engine.context import RunContext, needs_review
+from napari_slicelabel.engine.context import RunContext, needs_review, refuse_lost
 from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Event, Finished, Metric, Outcome, SliceDone, Started
 from napari_slicelabel.engine.methods import METHODS, Method, method_of
@@ -143,6 +143,8 @@ def _begin(
         record = RunRecord.load(folder)
         config = _same_config(build_config(record.method, record.config), config)
         record = _continued(project, record)
+        for name in record.spans:
+            refuse_lost(project, record, name)
     device = resolve_device(config.device)
     return _Session(project, config, folder, record, METHODS[record.method], device, stop, in_view)
 

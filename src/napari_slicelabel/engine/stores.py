@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 # Fewer, larger files than the annotation's: a slice is always written whole. 1024 x 1024 labels pack into a few kB.
 PLANE_CHUNK = 1024
+# what zarr and its codecs raise on damaged files
+_DAMAGE = (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError)
+_EVERY_CHUNK = "every_written_chunk_exists"
 
 
 class SliceStore:
@@ -111,9 +114,32 @@ class SliceStore:
             Nothing was written, or its metadata are damaged.
         """
         if self._array is None:
-            with self.errors("open"):
-                self._array = zarr.open_array(self.folder / "0", mode="r+")
+            # a chunk of nothing but the fill value is written, too: what was never written is told from what is lost
+            with self.errors("open"), zarr.config.set({"array.write_empty_chunks": True}):
+                array = zarr.open_array(self.folder / "0", mode="r+")
+                if array.shape != self._volume.shape or array.dtype != np.uint8:
+                    raise ValueError(f"{array.dtype} of shape {array.shape}, the volume has {self._volume.shape}")
+            self._array = array
         return self._array
+
+    def refuse_lost(self, indices: Iterable[int]) -> None:
+        """Raise `StorageError` if a chunk is not there of slices that were written.
+
+        Parameters
+        ----------
+        indices : iterable of int
+            The slices that somebody knows to be written.
+        """
+        if not self.array().attrs.get(_EVERY_CHUNK):
+            return
+        for index in indices:
+            for key in self._chunk_keys(index):
+                path = self.folder / "0" / key
+                if not path.is_file():
+                    raise StorageError(
+                        f"{path} is lost, a part of slice {self._axis}{index} that the run had written; restore it from"
+                        " a copy, or start a new run"
+                    )
 
     def lazy(self) -> "LazyLabels":
         """Return the array as something to slice, which raises `StorageError` where a chunk is damaged."""
@@ -158,11 +184,8 @@ class SliceStore:
         if not other.exists or other.array().chunks != array.chunks or array.chunks[AXES.index(self._axis)] != 1:
             self.write(index, other.read(index))
             return
-        grid = [range(math.ceil(n / chunk)) for n, chunk in zip(array.shape, array.chunks, strict=True)]
-        grid[AXES.index(self._axis)] = range(index, index + 1)
         with self.errors("write"):
-            for place in product(*grid):
-                key = array.metadata.encode_chunk_key(place)
+            for key in self._chunk_keys(index):
                 _take_file(other.folder / "0" / key, self.folder / "0" / key)
 
     def write_box(self, box: Box, values: "NDArray[np.uint8]") -> None:
@@ -180,12 +203,21 @@ class SliceStore:
     def _key(self, index: int) -> tuple[slice, ...]:
         return SliceRef(self._axis, index).box(self._volume.shape).slices
 
+    def _chunk_keys(self, index: int) -> "Iterator[str]":
+        """Yield the names of the files that hold slice `index`."""
+        array = self.array()
+        grid = [range(math.ceil(n / chunk)) for n, chunk in zip(array.shape, array.chunks, strict=True)]
+        along = AXES.index(self._axis)
+        place = index // array.chunks[along]
+        grid[along] = range(place, place + 1)
+        return (array.metadata.encode_chunk_key(numbers) for numbers in product(*grid))
+
     def _create(self) -> None:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         thickness, side = self._chunk
         chunks = tuple(thickness if axis == self._axis else side for axis in AXES)
         with replacing(self.folder) as temporary:
-            create_label_image(
+            array = create_label_image(
                 temporary,
                 self._volume.shape,
                 chunks=chunks,
@@ -195,6 +227,7 @@ class SliceStore:
                 classes=self._classes,
                 fill_value=self._fill,
             )
+            array.attrs[_EVERY_CHUNK] = True
 
     @contextmanager
     def errors(self, action: str) -> "Iterator[None]":
@@ -202,8 +235,7 @@ class SliceStore:
         with storage_errors(self.folder, action):
             try:
                 yield
-            except (RuntimeError, ValueError, EOFError, KeyError) as error:
-                # what zarr and its codecs raise on damaged files
+            except _DAMAGE as error:
                 detail = " ".join(str(error).split())[:200] or type(error).__name__
                 raise StorageError(f"{self.folder}: damaged ({detail}); start a new run") from error
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from napari_slicelabel.engine.context import run_store
+from napari_slicelabel.engine.context import refuse_lost, run_store
 from napari_slicelabel.engine.events import Metric, Progress
 from napari_slicelabel.engine.record import RunRecord
 from napari_slicelabel.engine.select.condition import Inspection, check_budget
@@ -153,6 +153,8 @@ def _runs(project: "Project", stack: "Stack") -> list[_Run]:
             f" {beyond[0]}; give range={span.start}:{span.stop}, or start a run of all slices"
         )
     whole = [record for record in found if range(*record.spans[stack.volume]) == span]
+    for record in whole[:2]:
+        refuse_lost(project, record, stack.volume)
     return [
         _Run(
             record,
