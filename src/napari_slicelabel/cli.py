@@ -445,8 +445,10 @@ def apply(
     """
     from napari_slicelabel.data.formats import open_volume
     from napari_slicelabel.engine.apply import apply as predict
+    from napari_slicelabel.engine.apply import sweep_finished
 
     if out.exists() and not force:
+        sweep_finished(out.absolute())
         raise InputError(f"{out} already exists; choose another name, or use --force to replace it")
     opened = open_volume(image, axes=axes, voxel_size=voxel_size, unit=unit)
     for _ in follow(predict(model, opened, out, device=device, scheduler=scheduler)):

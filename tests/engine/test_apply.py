@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import pytest
 from napari_slicelabel.data.boxes import Box
 from napari_slicelabel.data.formats import open_volume
 from napari_slicelabel.data.volume import Volume
-from napari_slicelabel.engine.apply import apply
+from napari_slicelabel.engine.apply import apply, sweep_finished
 from napari_slicelabel.engine.apply_job import LOCK_NAME, parts
 from napari_slicelabel.engine.networks import load_model
 from napari_slicelabel.engine.record import run_lock
@@ -51,6 +52,23 @@ def test_parts_are_the_volume_and_share_no_chunk(
         for start, stop, length in zip(box.start[1:], box.stop[1:], shape[1:], strict=True):
             assert start % PLANE_CHUNK == 0
             assert stop % PLANE_CHUNK == 0 or stop == length
+
+
+def test_a_job_that_was_killed_at_its_very_end_is_swept(
+    make_model: Callable[..., Path], noise_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out" / "labels.tif"
+    out.parent.mkdir()
+    until(make_model(2), noise_file, out, 5)
+    out.touch()
+    sweep_finished(out)
+    assert [path.name for path in out.parent.iterdir()] == ["labels.tif"]
+    out.unlink()
+    until(make_model(2, seed=1), noise_file, out, 5)
+    out.touch()
+    os.utime(out, (0, 0))
+    sweep_finished(out)
+    assert len(list(out.parent.iterdir())) == 2
 
 
 @pytest.mark.parametrize("dimensions", [2, 3])

@@ -1,13 +1,12 @@
 """A finished model on another volume, out of core: in this process, or on the workers of a dask cluster."""
 
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from napari_slicelabel.data.boxes import Box
-from napari_slicelabel.data.files import storage_errors
+from napari_slicelabel.data.files import remove, storage_errors, sweep
 from napari_slicelabel.data.formats import WRITERS, suffix_of, write_labels
 from napari_slicelabel.engine.apply_job import LOCK_NAME, Job, JobRecord, Labeller, label_part
 from napari_slicelabel.engine.cluster import connected, results
@@ -15,7 +14,7 @@ from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Event, Progress
 from napari_slicelabel.engine.networks import load_model
 from napari_slicelabel.engine.record import run_lock
-from napari_slicelabel.errors import InputError
+from napari_slicelabel.errors import BusyError, InputError
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +112,7 @@ def _folder(target: Path, record: JobRecord, volume: "Volume") -> Iterator[tuple
     """Hold the folder of a job beside a file; it stays when the block fails after something was done."""
     if not target.parent.is_dir():
         raise InputError(f"{target.parent} is no folder; create it first")
-    folder = target.parent / f".{target.name}.apply"
+    folder = _folder_of(target)
     with storage_errors(folder):
         folder.mkdir(exist_ok=True)
     keep = True
@@ -127,7 +126,23 @@ def _folder(target: Path, record: JobRecord, volume: "Volume") -> Iterator[tuple
                 keep = keep and record.resumable and len(job.pending()) < len(job.boxes)
     finally:
         if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
+
+
+def sweep_finished(target: Path) -> None:
+    """Remove the folder of a job beside a file that it has written, if it was killed before it could."""
+    folder = _folder_of(target)
+    marks = folder / "done"
+    with suppress(OSError, BusyError):
+        if marks.is_dir() and target.stat().st_mtime_ns >= marks.stat().st_mtime_ns:
+            with run_lock(folder / LOCK_NAME):
+                pass
+            remove(folder)
+    sweep(target.parent)
+
+
+def _folder_of(target: Path) -> Path:
+    return target.parent / f".{target.name}.apply"
 
 
 def _here(job: Job, network: "Network", volume: "Volume", device: "torch.device") -> Iterator[Progress]:
