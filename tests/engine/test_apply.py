@@ -59,12 +59,13 @@ def test_a_job_that_was_killed_at_its_very_end_is_swept(
 ) -> None:
     out = tmp_path / "out" / "labels.tif"
     out.parent.mkdir()
-    until(make_model(2), noise_file, out, 5)
+    until(make_model(2), noise_file, out, 30)
+    assert len(list(out.parent.iterdir())) == 1
     out.touch()
     sweep_finished(out)
     assert [path.name for path in out.parent.iterdir()] == ["labels.tif"]
     out.unlink()
-    until(make_model(2, seed=1), noise_file, out, 5)
+    until(make_model(2, seed=1), noise_file, out, 30)
     out.touch()
     os.utime(out, (0, 0))
     sweep_finished(out)
