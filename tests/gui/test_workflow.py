@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import tifffile
 import zarr
+from qtpy.QtWidgets import QFileDialog
 from tests.gui.gates import put_gate
 
 from napari_slicelabel.data.boxes import SliceRef
@@ -261,6 +263,79 @@ def test_cancel_and_correct(bench: Bench, stack: Sample) -> None:
     bench.click(bench.panel("PropagatePanel").cancel)
     bench.wait(lambda: not bench.session.worker.state.active)
     assert bench.session.worker.state.phase == "cancelled"
+
+
+def test_labels_stay_until_better_ones_exist(bench: Bench, stack: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finished run, one that is cancelled before its first slice: nothing goes. The list shows, compares, deletes."""
+    bench.start(stack.image)
+    bench.paint_truth(stack.labels, [4, 11])
+    choose(bench, "interpolate")
+    run_to_end(bench)
+    first = bench.session.worker.state.run_id
+    before = np.asarray(bench.session.prediction.data)
+    scores = bench.snapshot.project.scores
+    assert before[7].any()
+
+    def nothing_is_gone() -> None:
+        assert np.array_equal(bench.session.prediction.data, before)
+        assert np.array_equal(bench.snapshot.project.scores.confidence, scores.confidence)
+        assert bench.snapshot.project.shown_run == first
+
+    choose(bench, "self-label", **{**TINY, "iterations": 4000})
+    panel, review = bench.panel("PropagatePanel"), bench.panel("ReviewPanel")
+    bench.click(panel.run)
+    bench.wait(lambda: bench.session.worker.state.done > 2, 100)
+    nothing_is_gone()
+    bench.click(panel.cancel)
+    bench.wait(lambda: not bench.session.worker.state.active)
+    bench.settle()
+    nothing_is_gone()
+    assert [run.outcome for run in bench.snapshot.project.runs] == ["finished", "cancelled"]
+    assert "has written 0 of" in review.which.text()
+
+    path = bench.session.project.path
+    bench.workspace.end_session()
+    bench.workspace.open_project(path)
+    bench.wait(lambda: bench.workspace.session is not None)
+    bench.settle()
+    nothing_is_gone()
+    assert bench.snapshot.resumable is not None
+
+    choose(bench, "interpolate", range="3:9")
+    bench.session.store[4, :, :] = np.where(stack.labels[4] == 1, 0, stack.labels[4])
+    bench.settle()
+    run_to_end(bench)
+    newest = bench.session.worker.state.run_id
+    mixed = np.asarray(bench.session.prediction.data)
+    assert np.array_equal(np.delete(mixed, range(3, 9), 0), np.delete(before, range(3, 9), 0))
+    panel.runs.choose(newest)
+    bench.click(panel.runs.show_run)
+    bench.settle()
+    assert not bench.session.prediction.data[9, :, :].any()
+    panel.runs.choose(first)
+    bench.click(panel.runs.compare)
+    bench.settle()
+    assert bench.session.prediction.data[9, :, :].any()
+    assert bench.snapshot.project.compared == first
+    bench.click(panel.runs.compare)
+    panel.runs.choose("")
+    bench.click(panel.runs.show_run)
+    bench.settle()
+    assert np.array_equal(bench.session.prediction.data, mixed)
+
+    panel.runs.choose(newest)
+    bench.click(panel.runs.delete)
+    bench.wait(lambda: panel.runs.question is not None)
+    bench.click(panel.runs.question.buttons()[0])
+    bench.settle()
+    nothing_is_gone()
+    assert newest not in bench.session.project.run_ids()
+
+    target = bench.folder / "out.tif"
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_args: (str(target), ""))
+    bench.click(review.export)
+    bench.settle()
+    assert np.array_equal(tifffile.imread(target), before)
 
 
 def test_a_correction_is_taken_into_the_next_round(

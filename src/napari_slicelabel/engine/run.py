@@ -110,6 +110,23 @@ def run(
     yield session.finished
 
 
+def delete_run(project: "Project", run_id: str) -> None:
+    """Remove a run from the disk, all of it or nothing: its folder is renamed first.
+
+    Raises
+    ------
+    InputError
+        No such run.
+    BusyError
+        A run goes in this project, which may be this one, or read from it.
+    StorageError
+        It cannot be removed.
+    """
+    folder = project.run_folder(run_id)
+    with run_lock(project.path / LOCK_NAME):
+        remove(folder)
+
+
 def resume_config(project: "Project", run_id: str) -> MethodConfig:
     """Return the config of an earlier run.
 

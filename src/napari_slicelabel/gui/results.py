@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from napari_slicelabel.data.boxes import AXES, Axis, Box, SliceRef
+from napari_slicelabel.data.classes import PAINTED_BACKGROUND
 from napari_slicelabel.engine.stores import PLANE_CHUNK
 from napari_slicelabel.errors import SliceLabelError
 from napari_slicelabel.gui.loading import Loader
@@ -69,6 +70,7 @@ class ResultArray(VirtualArray):
     ) -> None:
         super().__init__(shape)
         self._sources: tuple[Source, ...] = ()
+        self._against: tuple[Source, ...] = ()
         self._preview: dict[SliceRef, NDArray[np.uint8]] = {}
         self._planes: OrderedDict[SliceRef, NDArray[np.uint8]] = OrderedDict()
         self._stale: set[SliceRef] = set()
@@ -81,12 +83,24 @@ class ResultArray(VirtualArray):
         folders = ", ".join(str(source.store.folder) for source in self._sources) or "empty"
         return f"<ResultArray zyx {self.shape} {folders}>"
 
-    def show(self, sources: Sequence[Source]) -> None:
-        """Read from other sources from now on, the first one that has a slice counts; none for an empty array."""
+    def show(self, sources: Sequence[Source], against: Sequence[Source] = ()) -> None:
+        """Read from other sources from now on; of those the first one that has a slice counts.
+
+        Parameters
+        ----------
+        sources : sequence of Source
+            None for an empty array.
+        against : sequence of Source
+            With these only voxels are shown that differ: with the label that `sources` give them, or as painted
+            background where that is background.
+        """
         with self._lock:
+            was_difference, self._against = bool(self._against), tuple(against)
             self._sources = tuple(sources)
-            self._planes.clear()
-            self._stale.clear()
+            # planes that take long to read stay until the new ones come, unless they mean something else
+            if not sources or was_difference or against:
+                self._planes.clear()
+            self._stale = set(self._planes)
 
     def changed(self, indices: Iterable[int]) -> None:
         """Take note of slices (along its axis) that the first source has written."""
@@ -110,13 +124,13 @@ class ResultArray(VirtualArray):
 
     def read_plane(self, ref: SliceRef) -> NDArray[np.uint8]:
         """Return one plane as it is on disk, shape (h, w)."""
-        return self._composed(ref.box(self.shape)).squeeze(ref.axis_number)
+        return _composed(ref.box(self.shape), self._sources).squeeze(ref.axis_number)
 
     def _read(self, box: Box) -> NDArray[np.uint8]:
         values = np.empty(box.shape, np.uint8)
         for slab in _slabs(box):
             part = slice(slab.start[0] - box.start[0], slab.stop[0] - box.start[0])
-            values[part] = self._composed(slab)
+            values[part] = self._shown(slab)
         with self._lock:
             preview = list(self._preview.items())
         for ref, plane in preview:
@@ -139,26 +153,14 @@ class ResultArray(VirtualArray):
             self._failed(error)
             return np.zeros(box.shape, np.uint8)
 
-    def _composed(self, box: Box) -> NDArray[np.uint8]:
-        """Return a box as the sources have it."""
+    def _shown(self, box: Box) -> NDArray[np.uint8]:
         with self._lock:
-            sources = self._sources
-        values, open_ = np.zeros(box.shape, np.uint8), np.ones(box.shape, bool)
-        for source in sources:
-            number = AXES.index(source.axis)
-            has = source.written[box.start[number] : box.stop[number]]
-            lines = np.flatnonzero(has & open_.any(axis=tuple(n for n in range(3) if n != number)))
-            if not len(lines) or not source.store.exists:
-                continue
-            inside = [slice(None)] * 3
-            inside[number] = slice(int(lines[0]), int(lines[-1]) + 1)
-            part = (*inside,)
-            taken = open_[part] & np.expand_dims(has[inside[number]], tuple(n for n in range(3) if n != number))
-            values[part][taken] = source.store.read_box(_part_of(box, number, inside[number]))[taken]
-            open_[part] &= ~taken
-            if not open_.any():
-                break
-        return values
+            sources, against = self._sources, self._against
+        values = _composed(box, sources)
+        if not against:
+            return values
+        shown = np.where(values == 0, np.uint8(PAINTED_BACKGROUND), values)
+        return np.where(values != _composed(box, against), shown, np.uint8(0))
 
     def _plane(self, ref: SliceRef) -> NDArray[np.uint8]:
         with self._lock:
@@ -169,7 +171,7 @@ class ResultArray(VirtualArray):
                 return known
             if self._chunks(ref) <= _CHUNKS_AT_ONCE:
                 self._stale.discard(ref)
-                return self._keep(ref, self.read_plane(ref), sources)
+                return self._keep(ref, self._shown(ref.box(self.shape)).squeeze(ref.axis_number), sources)
             self._loader.request(ref, lambda: self._load(ref, sources))
             return (
                 known if known is not None else np.zeros(ref.box(self.shape).shape, np.uint8).squeeze(ref.axis_number)
@@ -179,7 +181,7 @@ class ResultArray(VirtualArray):
         with self._lock:
             # before reading: what is written meanwhile makes it stale again
             self._stale.discard(ref)
-        self._keep(ref, self.read_plane(ref), sources)
+        self._keep(ref, self._shown(ref.box(self.shape)).squeeze(ref.axis_number), sources)
 
     def _keep(self, ref: SliceRef, values: NDArray[np.uint8], sources: tuple[Source, ...]) -> NDArray[np.uint8]:
         with self._lock:
@@ -192,13 +194,38 @@ class ResultArray(VirtualArray):
 
     def _chunks(self, ref: SliceRef) -> int:
         """Return how many chunks a plane touches, at most."""
-        count = 0
-        for source in self._sources:
-            if source.axis == ref.axis and source.written[ref.index]:
-                return count + _chunks_across(self.shape, ref.axis, source)
-            if source.axis != ref.axis and source.written.any():
-                count += _chunks_across(self.shape, ref.axis, source)
-        return count
+        return sum(_chunks_of(self.shape, ref, sources) for sources in (self._sources, self._against))
+
+
+def _chunks_of(shape: tuple[int, int, int], ref: SliceRef, sources: Sequence[Source]) -> int:
+    count = 0
+    for source in sources:
+        if source.axis == ref.axis and source.written[ref.index]:
+            return count + _chunks_across(shape, ref.axis, source)
+        if source.axis != ref.axis and source.written.any():
+            count += _chunks_across(shape, ref.axis, source)
+    return count
+
+
+def _composed(box: Box, sources: Sequence[Source]) -> NDArray[np.uint8]:
+    """Return a box as the sources have it."""
+    values, free = np.zeros(box.shape, np.uint8), np.ones(box.shape, bool)
+    for source in sources:
+        number = AXES.index(source.axis)
+        others = tuple(n for n in range(3) if n != number)
+        has = source.written[box.start[number] : box.stop[number]]
+        lines = np.flatnonzero(has & free.any(axis=others))
+        if not len(lines) or not source.store.exists:
+            continue
+        inside = [slice(None)] * 3
+        inside[number] = slice(int(lines[0]), int(lines[-1]) + 1)
+        part = (*inside,)
+        taken = free[part] & np.expand_dims(has[inside[number]], others)
+        values[part][taken] = source.store.read_box(_part_of(box, number, inside[number]))[taken]
+        free[part] &= ~taken
+        if not free.any():
+            break
+    return values
 
 
 def _empty(ref: SliceRef, shape: tuple[int, int, int]) -> NDArray[np.uint8]:

@@ -5,7 +5,6 @@ A session belongs to its `Workspace`, not to a widget: docks may be closed and o
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
@@ -16,13 +15,11 @@ from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
 from napari_slicelabel.data.classes import NOT_PAINTED, PAINTED_BACKGROUND, LabelClass, default_color
-from napari_slicelabel.data.files import write_text
-from napari_slicelabel.engine.context import run_store
 from napari_slicelabel.engine.events import Progress, SliceDone
 from napari_slicelabel.engine.export import export
 from napari_slicelabel.engine.pieces import WHOLE, read_range, read_stops, write_stops
 from napari_slicelabel.engine.plan import RunPlan, plan
-from napari_slicelabel.engine.record import JOURNAL_NAME, RunRecord, read_events
+from napari_slicelabel.engine.run import delete_run
 from napari_slicelabel.engine.select import DEFAULT_FEATURES, SELECTORS, Ranking, rank_in_steps
 from napari_slicelabel.engine.select.options import NO_OPTIONS, SelectOptions
 from napari_slicelabel.errors import InputError, SliceLabelError
@@ -30,7 +27,8 @@ from napari_slicelabel.gui import layers as show
 from napari_slicelabel.gui.background import be_nice, import_networks
 from napari_slicelabel.gui.history import History
 from napari_slicelabel.gui.paint import PaintStore
-from napari_slicelabel.gui.results import ResultArray, Source
+from napari_slicelabel.gui.results import ResultArray
+from napari_slicelabel.gui.runs import Shelf, by_id, export_choice, label_of, now, read_run, read_runs
 from napari_slicelabel.gui.settings import settings
 from napari_slicelabel.gui.shapes import between
 from napari_slicelabel.gui.state import Choosing, LayerFacts, ProjectFacts, RunFacts, ScoreBook, Snapshot, resolve
@@ -49,11 +47,11 @@ if TYPE_CHECKING:
     from napari_slicelabel.engine.events import Metric
     from napari_slicelabel.gui.history import Work
     from napari_slicelabel.gui.paint import Change
+    from napari_slicelabel.gui.runs import ShelfRun
 
 SELECTION = "selection"
 """Name of the ranking that the widgets show."""
 
-_REVIEW_NAME = "review.json"
 _SETTLE_MS = 60
 _TELL_S = 0.1
 
@@ -127,9 +125,7 @@ class Session(QObject):
         self._plan = RunPlan()
         self._planned: object = None
         self._book: ScoreBook | None = None
-        self._shown = ""
-        self._accepted: set[int] = set()
-        self._flagged: set[int] = set()
+        self._shelf = Shelf(project, volume)
         self._edited: set[int] = set()
         self._skipped: set[SliceRef] = set()
         self._ranking: Ranking | None = None
@@ -139,6 +135,8 @@ class Session(QObject):
         self._removed: dict[int, LabelClass] = {}
         self._again: str = ""
         self._trained = ""
+        self._live = ""
+        self._reviewed: SliceRef | None = None
         self._run_classes: tuple[LabelClass, ...] = ()
         self.image: Any = image
         self.labels: Any = None
@@ -339,10 +337,12 @@ class Session(QObject):
             coverage=coverage,
             skipped=frozenset(self._skipped),
             runs=self._runs,
-            shown_run=self._shown,
+            shown_run=next((run.run_id for run in self._shelf.shown), ""),
+            alone=self._shelf.alone,
+            compared=self._shelf.compared,
             scores=self._book.scores if self._book else None,
-            accepted=frozenset(self._accepted),
-            flagged=frozenset(self._flagged),
+            accepted=self._accepted(),
+            flagged=self._shelf.said("flagged"),
             edited=frozenset(self._edited),
             volumes=self.project.names,
             span=read_range(self.config.range) if self.config is not None else None,
@@ -787,50 +787,72 @@ class Session(QObject):
 
     def resume_run(self, run_id: str) -> None:
         """Go on with a run that was stopped or killed."""
-        if not self.worker.state.active:
-            self._run_classes = self.project.classes
-            self.tasks.start(self.store.flush, lambda _: self.worker.start(None, resume=run_id))
+        if self.worker.state.active:
+            return
+        self._run_classes = self.project.classes
+        self.tasks.start(self.store.flush, lambda _: self.worker.start(None, resume=run_id))
 
     def show_run(self, run_id: str) -> None:
-        """Show the labels of a run."""
-        project, volume = self.project, self.volume
+        """Show the labels of one run alone; of an empty id, of every slice the newest ones."""
+        if run_id and self._shelf.find(run_id) is None:
+            self._read_runs(then=lambda: self.show_run(run_id) if self._shelf.find(run_id) else None)
+            return
+        self._shelf.alone, self._shelf.compared = run_id, ""
+        self._show_labels_of_runs()
 
-        def work() -> tuple[RunRecord, ScoreBook]:
-            folder = project.run_folder(run_id)
-            record = RunRecord.load(folder)
-            depth = project.record(volume).shape[AXES.index(record.axis)]
-            book = ScoreBook(record.axis, depth, frozenset(record.annotated.get(volume, ())))
-            for event in read_events(folder / JOURNAL_NAME):
-                if isinstance(event, SliceDone) and event.volume == volume and event.index < depth:
-                    book.put(event.index, event.confidence, event.provenance)
-            return record, book
+    def compare_run(self, run_id: str) -> None:
+        """Show where the labels of a run differ from those shown; of an empty id, the labels again."""
+        self._shelf.compared = run_id
+        self._show_labels_of_runs()
 
-        self.tasks.start(work, lambda found: self._attach(run_id, *found))
+    def delete_run(self, run_id: str) -> None:
+        """Remove a run from the disk; what was painted stays."""
+        if self.worker.state.active:
+            self.say("A run goes on. Stop it first.", error=True)
+            return
+        self._shelf.drop(run_id)
+        self._show_labels_of_runs(again=False)
 
-    def _attach(self, run_id: str, record: RunRecord, book: ScoreBook) -> None:
-        folder = self.project.run_folder(run_id)
+        def done(error: str) -> None:
+            self._read_runs()
+            self.say(error or f"The run {run_id} is deleted.", error=bool(error))
+
+        def work() -> str:
+            try:
+                delete_run(self.project, run_id)
+            except SliceLabelError as error:
+                return str(error)
+            return ""
+
+        self.tasks.start(work, done)
+
+    def _show_labels_of_runs(self, *, again: bool = True) -> None:
+        """Show what the shelf has; `again`: add layers that the user has removed, too."""
+        again = again or self._book is None
+        self._book = self._shelf.book()
         for role, array in self._results.items():
-            store = run_store(self.project, folder, role, self.volume, record.axis)
-            array.show([Source(store, record.axis, np.ones(book.depth, bool))])
-        if run_id != self._shown:
-            self._edited.clear()
-            self._load_review(folder)
-        self._shown, self._book = run_id, book
-        self._show_prediction()
-        # a layer takes napari a tenth of a second: one at a time
-        QTimer.singleShot(_SETTLE_MS, self._show_confidence)
+            array.show(self._shelf.sources(role), self._shelf.others() if role == "prediction" else ())
+        if self._book is not None and again:
+            self._show_prediction()
+            # a layer takes napari a tenth of a second: one at a time
+            QTimer.singleShot(_SETTLE_MS, self._show_confidence)
         for role in self._results:
             self._refresh(role)
         self._soon()
 
     def _run_changed(self) -> None:
         state = self.worker.state
-        if state.run_id and state.run_id != self._shown and state.phase == "running":
+        if state.run_id and state.run_id != self._live and state.phase == "running":
             with suppress(SliceLabelError):
-                record = RunRecord.load(self.project.run_folder(state.run_id))
-                depth = self.project.record(self.volume).shape[AXES.index(record.axis)]
-                book = ScoreBook(record.axis, depth, frozenset(record.annotated.get(self.volume, ())))
-                self._attach(state.run_id, record, book)
+                run = read_run(self.project, state.run_id, self.volume)
+                self._live = state.run_id
+                self._edited.clear()
+                run.resumed = now() if run.written.any() else ""
+                self._shelf.begin(run)
+                if run.resumed:
+                    self.tasks.start(run.save_review)
+                self._show_labels_of_runs()
+                self._read_runs()
         self._take_corrections(state)
         self._soon()
 
@@ -851,7 +873,12 @@ class Session(QObject):
 
     def _slices_done(self, events: list[SliceDone]) -> None:
         mine = [event for event in events if event.volume == self.volume]
-        if not mine or self._book is None:
+        if not mine or not self._live:
+            return
+        if self._shelf.wrote(self._live, mine):
+            self._show_labels_of_runs(again=False)
+            return
+        if self._book is None or self._shelf.alone not in ("", self._live):
             return
         for event in mine:
             self._book.put(event.index, event.confidence, event.provenance)
@@ -871,6 +898,7 @@ class Session(QObject):
             self._edited.clear()
             self.worker.start(None, resume=again)
             return
+        self._live = ""
         self._read_runs()
         if state.phase == "failed":
             self.said.emit(state.error, True)
@@ -880,29 +908,17 @@ class Session(QObject):
             self.say("The run is finished. Review the doubtful slices, or export.")
         self._soon()
 
-    def _read_runs(self) -> None:
-        project = self.project
-
-        def work() -> tuple[RunFacts, ...]:
-            found = []
-            for run_id in project.run_ids():
-                try:
-                    record = RunRecord.load(project.run_folder(run_id))
-                except SliceLabelError as error:
-                    found.append(RunFacts(run_id, "?", "damaged", str(error)))
-                else:
-                    facts = (record.method, record.outcome, record.error, record.measured)
-                    found.append(RunFacts(run_id, *facts))
-            return tuple(found)
-
-        def done(runs: tuple[RunFacts, ...]) -> None:
-            self._runs = runs
-            shown = [run for run in runs if run.outcome != "damaged"]
-            if shown and not self._shown and not self.worker.state.active:
-                self.show_run(shown[-1].run_id)
+    def _read_runs(self, then: Callable[[], None] = lambda: None) -> None:
+        def done(read: tuple[list[ShelfRun], tuple[RunFacts, ...]]) -> None:
+            runs, self._runs = read
+            before = [(run.run_id, run.record.outcome) for run in self._shelf.shown]
+            self._shelf.take(runs, self._live)
+            if before != [(run.run_id, run.record.outcome) for run in self._shelf.shown] and not self._live:
+                self._show_labels_of_runs(again=False)
+            then()
             self._soon()
 
-        self.tasks.start(work, done)
+        self.tasks.start(lambda: read_runs(self.project, self.volume), done)
 
     # -- review -------------------------------------------------------------------------------------------------------
 
@@ -932,10 +948,11 @@ class Session(QObject):
             predicted = self._results["prediction"].read_plane(ref)
             return self.store.change(self._merged({ref: predicted}, complete=True if complete else None))
 
-        if complete:
-            self._accepted.add(ref.index)
-            self._flagged.discard(ref.index)
-            self._save_review()
+        run = self._shelf.review(ref.index)
+        if complete and run is not None:
+            run.accepted.add(ref.index)
+            run.flagged.discard(ref.index)
+            self.tasks.start(run.save_review)
             self._operate(work, f"Accepted {ref}. It counts as painted by you; undo takes it back.")
         else:
             self._operate(work, f"The prediction of {ref} is yours to correct. Then mark it complete (D).")
@@ -943,13 +960,19 @@ class Session(QObject):
     def flag(self) -> None:
         """Keep this slice in the queue for later, or take the flag away."""
         ref, book = self.current, self._book
-        if ref is None or book is None or ref.axis != book.axis:
+        run = self._shelf.review(ref.index) if ref is not None and book is not None and ref.axis == book.axis else None
+        if ref is None or run is None:
+            self.say("No prediction in this slice.")
             return
-        self._flagged ^= {ref.index}
-        self._accepted.discard(ref.index)
-        self._save_review()
-        self.say(f"{ref} is flagged for later." if ref.index in self._flagged else f"{ref} is no longer flagged.")
+        run.flagged ^= {ref.index}
+        run.accepted.discard(ref.index)
+        self.tasks.start(run.save_review)
+        self.say(f"{ref} is flagged for later." if ref.index in run.flagged else f"{ref} is no longer flagged.")
         self._soon()
+
+    def _accepted(self) -> frozenset[int]:
+        """Return the slices that were accepted and are still complete: undo takes that back, too."""
+        return self._shelf.said("accepted") & self.store.complete(self._book.axis) if self._book else frozenset()
 
     def _review(self, step: int) -> None:
         queue, book, current = self.snapshot.queue, self._book, self.current
@@ -957,33 +980,26 @@ class Session(QObject):
             self.say("No slice is left to review.")
             return
         order = [row.index for row in queue]
-        place = order.index(current.index) + step if current is not None and current.index in order else 0
-        self.jump(SliceRef(book.axis, order[place % len(order)]))
+        # from where the queue led; wherever else the user looks, the most worthwhile slice is next
+        is_in_queue = current is not None and current == self._reviewed and current.index in order
+        place = order.index(current.index) + step if is_in_queue and current is not None else 0
+        self._reviewed = SliceRef(book.axis, order[place % len(order)])
+        self.jump(self._reviewed)
 
-    def _save_review(self) -> None:
-        run_id = self._shown
-        if not run_id:
-            return
-        text = json.dumps({"accepted": sorted(self._accepted), "flagged": sorted(self._flagged)})
-        self.tasks.start(lambda: write_text(self.project.run_folder(run_id) / _REVIEW_NAME, text + "\n"))
-
-    def _load_review(self, folder: Path) -> None:
-        self._accepted, self._flagged = set(), set()
-        with suppress(OSError, ValueError, TypeError, KeyError):
-            kept = json.loads((folder / _REVIEW_NAME).read_text("utf-8"))
-            self._accepted, self._flagged = set(kept["accepted"]), set(kept["flagged"])
-
-    def export_labels(self, to: str | Path, *, overwrite: bool = False) -> None:
-        """Write the labels of the shown run to a file, in the background."""
-        run_id = self._shown
-        if not run_id:
+    def export_labels(self, to: str | Path, *, overwrite: bool = False, run_id: str = "") -> None:
+        """Write the labels of a run to a file, in the background; see `export_choice` for which one by default."""
+        chosen = by_id(self._runs).get(run_id) or export_choice(self._runs, self._shelf.alone)
+        if chosen is None:
             self.say("There are no labels yet: run first.", error=True)
             return
 
         def work() -> tuple[Path, ...]:
-            return export(self.project, run_id, to, volume=self.volume, overwrite=overwrite)
+            return export(self.project, chosen.run_id, to, volume=self.volume, overwrite=overwrite)
 
-        self.tasks.start(work, lambda files: self.say(f"Exported {files[0].name} to {files[0].parent}."))
+        def done(files: tuple[Path, ...]) -> None:
+            self.say(f"Exported {label_of(chosen)} to {files[0].name} in {files[0].parent}.")
+
+        self.tasks.start(work, done)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

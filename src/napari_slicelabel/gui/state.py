@@ -13,6 +13,7 @@ from napari_slicelabel.engine.context import HUMAN, REVIEW_BELOW
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from numpy.typing import NDArray
 
@@ -46,6 +47,8 @@ class Scores:
         ``human``, ``round 3``, ...; empty for a slice that the run has not written.
     annotated : frozenset of int
         The annotated slices that the run went by.
+    earlier : tuple of (frozenset of int, frozenset of int)
+        Slices that show the labels of earlier runs, and the annotated slices that those went by.
     """
 
     axis: Axis
@@ -53,13 +56,31 @@ class Scores:
     human: NDArray[np.bool_]
     origins: tuple[str, ...]
     annotated: frozenset[int] = frozenset()
+    earlier: tuple[tuple[frozenset[int], frozenset[int]], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """A run in the project: id, method, outcome (``running`` and none at work here means that it was killed), error.
+    """A run in the project.
 
-    `measured` says whether it measured on painted slices how sure it may be.
+    Attributes
+    ----------
+    run_id, method, error : str
+        Its id, its method, and why it failed.
+    outcome : str
+        ``running`` and none at work here means that it was killed; ``damaged`` that it cannot be read.
+    measured : bool
+        Whether it measured on painted slices how sure it may be.
+    started : datetime, optional
+        When.
+    axis : {"z", "y", "x"}
+        Its slices are perpendicular to it.
+    slices, written : int
+        How many of the volume it was to write, and has written.
+    mean_confidence : float, optional
+        Mean expected Dice of what it predicted there.
+    volumes : tuple of str
+        The volumes that it labels.
     """
 
     run_id: str
@@ -67,6 +88,12 @@ class RunFacts:
     outcome: str
     error: str = ""
     measured: bool = True
+    started: datetime | None = None
+    axis: Axis = "z"
+    slices: int = 0
+    written: int = 0
+    mean_confidence: float | None = None
+    volumes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +123,13 @@ class ProjectFacts:
     runs : tuple of RunFacts
         Oldest first.
     shown_run : str
-        The run whose labels are on the screen; empty for none.
+        The newest run whose labels are on the screen; empty for none.
+    alone : str
+        The run that is shown alone; empty: of every slice the newest labels.
+    compared : str
+        The run whose differences from that are shown; empty for none.
     scores : Scores, optional
-        Of that run.
+        Of what is shown.
     accepted, flagged : frozenset of int
         Slices (along the axis of that run) that the user accepted, and flagged.
     edited : frozenset of int
@@ -123,6 +154,8 @@ class ProjectFacts:
     skipped: frozenset[SliceRef] = frozenset()
     runs: tuple[RunFacts, ...] = ()
     shown_run: str = ""
+    alone: str = ""
+    compared: str = ""
     scores: Scores | None = None
     accepted: frozenset[int] = frozenset()
     flagged: frozenset[int] = frozenset()
@@ -272,7 +305,7 @@ def resolve(project: ProjectFacts | None, layers: LayerFacts, running: RunState,
     following = next((row.ref for row in proposals if row.state in ("proposed", "painting")), None)
     resumable = _resumable(project, running)
     stale = stale_slices(project.scores, _annotated(project), project.edited) if project.scores else frozenset[int]()
-    queue = review_queue(project.scores, project.accepted, project.flagged) if project.scores else ()
+    queue = review_queue(project.scores, _settled(project), project.flagged) if project.scores else ()
     step = _step(project, layers, running, following, plan)
     current = layers.current
     return Snapshot(
@@ -305,7 +338,7 @@ def review_queue(scores: Scores, accepted: frozenset[int], flagged: frozenset[in
     scores : Scores
         Of the run on the screen.
     accepted, flagged : frozenset of int
-        What the user said so far. Flagged slices stay in the queue whatever their confidence.
+        What is settled, and what the user wants to see again whatever its confidence.
 
     Returns
     -------
@@ -329,7 +362,15 @@ def review_queue(scores: Scores, accepted: frozenset[int], flagged: frozenset[in
 @lru_cache(maxsize=8)
 def stale_slices(scores: Scores, annotated: frozenset[int], edited: frozenset[int]) -> frozenset[int]:
     """Return the predicted slices whose nearest annotated slice is new or was edited since the run."""
-    fresh = (annotated - scores.annotated) | (edited & annotated)
+    older = frozenset[int]().union(*(slices for slices, _ in scores.earlier))
+    stale = _stale(scores, annotated, (annotated - scores.annotated) | (edited & annotated)) - older
+    for slices, base in scores.earlier:
+        stale |= _stale(scores, annotated, (annotated - base) | (edited & annotated)) & slices
+    return stale
+
+
+def _stale(scores: Scores, annotated: frozenset[int], fresh: frozenset[int]) -> frozenset[int]:
+    """Return the predicted slices whose nearest annotated slice is one of `fresh`."""
     if not fresh:
         return frozenset()
     places = np.array(sorted(annotated))
@@ -344,6 +385,12 @@ def stale_slices(scores: Scores, annotated: frozenset[int], edited: frozenset[in
 def _annotated(project: ProjectFacts) -> frozenset[int]:
     axis = project.scores.axis if project.scores else "z"
     return project.painted[axis] | project.complete[axis]
+
+
+def _settled(project: ProjectFacts) -> frozenset[int]:
+    """Return the slices that need no review: whatever the way, they are complete."""
+    assert project.scores is not None
+    return project.accepted | project.complete[project.scores.axis]
 
 
 def _proposals(project: ProjectFacts) -> list[ProposalRow]:
@@ -439,9 +486,13 @@ class ScoreBook:
     def __post_init__(self) -> None:
         self._confidence = np.full(self.depth, np.nan)
         self._origins = [""] * self.depth
+        self._bases: dict[int, frozenset[int]] = {}
 
-    def put(self, index: int, confidence: float, origin: str) -> None:
-        """Take note of a slice that was written."""
+    def put(self, index: int, confidence: float, origin: str, base: frozenset[int] | None = None) -> None:
+        """Take note of a slice that was written; by an earlier run that went by other annotated slices, `base`."""
+        self._bases.pop(index, None)
+        if base is not None:
+            self._bases[index] = base
         self._confidence[index] = confidence
         self._origins[index] = origin
         self._made = None
@@ -451,5 +502,10 @@ class ScoreBook:
         """All of them."""
         if self._made is None:
             human = np.array([origin == HUMAN for origin in self._origins])
-            self._made = Scores(self.axis, self._confidence.copy(), human, tuple(self._origins), self.annotated)
+            earlier = tuple(
+                (frozenset(index for index, other in self._bases.items() if other == base), base)
+                for base in dict.fromkeys(self._bases.values())
+            )
+            confidence, origins = self._confidence.copy(), tuple(self._origins)
+            self._made = Scores(self.axis, confidence, human, origins, self.annotated, earlier)
         return self._made

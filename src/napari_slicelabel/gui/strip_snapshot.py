@@ -57,6 +57,8 @@ class Mark(IntEnum):
 
 
 def _label_rank(status: int) -> Label:
+    if status & SliceStatus.COMPLETE and status & SliceStatus.REVIEWED:
+        return Label.CHECKED
     if status & SliceStatus.COMPLETE:
         return Label.PAINTED
     if status & SliceStatus.STALE:

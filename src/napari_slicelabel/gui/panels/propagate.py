@@ -11,9 +11,11 @@ from napari_slicelabel.engine.config import MethodConfig
 from napari_slicelabel.engine.methods import METHODS
 from napari_slicelabel.gui.curve_plot import CurvePlot
 from napari_slicelabel.gui.devices import devices
+from napari_slicelabel.gui.exporting import ask_for_file
 from napari_slicelabel.gui.forms import ConfigForm
 from napari_slicelabel.gui.panels.base import Panel, button, changed, duration, grid, size, text_label
 from napari_slicelabel.gui.problem import ProblemLabel
+from napari_slicelabel.gui.run_list import RunChoice, RunList
 from napari_slicelabel.gui.settings import settings
 
 if TYPE_CHECKING:
@@ -106,7 +108,13 @@ class PropagatePanel(Panel):
             " Held-out Dice: how well it labels painted slices that it was not shown, 1 is perfect."
         )
         self.error = ProblemLabel()
-        for item in (self.stage, self.bar, self.overall, self.curve, self.error):
+        self.runs = RunList()
+        self.runs.show_wanted.connect(lambda run_id: self._ask_of_run("show_run", run_id))
+        self.runs.compare_wanted.connect(lambda run_id: self._ask_of_run("compare_run", run_id))
+        self.runs.delete_wanted.connect(lambda run_id: self._ask_of_run("delete_run", run_id))
+        self.runs.resume_wanted.connect(lambda run_id: self._ask_of_run("resume_run", run_id))
+        self.runs.export_wanted.connect(self._export)
+        for item in (self.stage, self.bar, self.overall, self.curve, self.error, self.runs):
             self.column.addWidget(item)
 
     def summary(self, snapshot: Snapshot) -> str:
@@ -142,6 +150,17 @@ class PropagatePanel(Panel):
             self.resume.setText(f"Go on with the {word} run")
         if changed(new, old, "run"):
             self._show_progress(new)
+        if changed(new, old, "project.runs", "project.alone", "project.compared", "run.run_id", "run.phase"):
+            self._show_runs(new)
+
+    def _show_runs(self, snapshot: Snapshot) -> None:
+        project, run = snapshot.project, snapshot.run
+        self.runs.setVisible(project is not None and bool(project.runs))
+        if project is not None:
+            running = run.run_id if run.active else ""
+            self.runs.set_choice(
+                RunChoice(project.runs, project.volume, project.alone, project.compared, running, run.active)
+            )
 
     def _show_plan(self, snapshot: Snapshot) -> None:
         plan = snapshot.plan
@@ -225,6 +244,14 @@ class PropagatePanel(Panel):
         session = self.session
         if session is not None and session.snapshot.resumable is not None:
             session.resume_run(session.snapshot.resumable.run_id)
+
+    def _ask_of_run(self, name: str, run_id: str) -> None:
+        if self.session is not None:
+            getattr(self.session, name)(run_id)
+
+    def _export(self, run_id: str) -> None:
+        if self.session is not None:
+            ask_for_file(self, self.session, run_id)
 
     def _pause(self) -> None:
         if self.session is not None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from qtpy.QtWidgets import QCheckBox, QFileDialog, QWidget
+from qtpy.QtWidgets import QCheckBox, QComboBox, QWidget
 
 from napari_slicelabel.data.boxes import SliceRef
+from napari_slicelabel.gui.exporting import ask_for_file
 from napari_slicelabel.gui.panels.base import Panel, button, changed, text_label
 from napari_slicelabel.gui.review_queue import ReviewItem, ReviewQueue
+from napari_slicelabel.gui.runs import export_choice, label_of, outcome_word
 
 if TYPE_CHECKING:
-    from napari_slicelabel.gui.state import Snapshot, Step
+    from napari_slicelabel.gui.state import RunFacts, Snapshot, Step
     from napari_slicelabel.gui.workspace import Workspace
 
 _MOST_ROWS = 200
-_ENDINGS = "OME-Zarr (*.ome.zarr);;TIFF (*.tif);;NIfTI (*.nii.gz);;HDF5 (*.h5);;nnU-Net folder (*)"
 
 
 class ReviewPanel(Panel):
@@ -47,8 +48,13 @@ class ReviewPanel(Panel):
         ):
             signal.connect(lambda _volume, axis, index, name=name: self._decide(name, SliceRef(axis, index)))
         self.column.addWidget(self.queue)
+        self.which = text_label()
+        self.run = QComboBox()
+        self.run.setToolTip("The run whose labels are written.")
+        self.run.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.export = button("Export labels …", "Write the labels to a file that other programs open.", self._export)
-        self.column.addWidget(self.export)
+        for item in (self.which, self.run, self.export):
+            self.column.addWidget(item)
 
     def summary(self, snapshot: Snapshot) -> str:
         """Return how many slices are doubtful."""
@@ -79,9 +85,28 @@ class ReviewPanel(Panel):
                 ]
             )
             self.queue.setVisible(bool(new.queue))
+        if changed(new, old, "project.runs", "project.alone", "run.active"):
+            self._show_exportable(new)
         current = new.layers.current
         if changed(new, old, "layers.current") and current is not None and project is not None:
             self.queue.set_current(project.volume, current.axis, current.index)
+
+    def _show_exportable(self, snapshot: Snapshot) -> None:
+        project = snapshot.project
+        mine = [run for run in project.runs if run.slices] if project is not None else []
+        runs = [run for run in mine if run.written]
+        running = snapshot.run.run_id if snapshot.run.active else ""
+        chosen = export_choice(runs, project.alone) if project is not None else None
+        self.run.clear()
+        for run in reversed(runs):
+            self.run.addItem(label_of(run, running), run.run_id)
+        if chosen is not None:
+            self.run.setCurrentIndex(self.run.findData(chosen.run_id))
+        is_partial = bool(runs) and mine[-1].outcome != "finished"
+        self.run.setVisible(len(runs) > 1)
+        self.which.setVisible(is_partial)
+        if is_partial:
+            self.which.setText(_about_partial(mine[-1], chosen, running))
 
     def _jump(self, ref: SliceRef) -> None:
         if self.session is not None:
@@ -98,14 +123,17 @@ class ReviewPanel(Panel):
             self.session.confidence.visible = shown
 
     def _export(self) -> None:
-        session = self.session
-        if session is None:
-            return
-        suggestion = f"{session.volume}_labels.ome.zarr"
-        path, _ = QFileDialog.getSaveFileName(self, "Export labels", suggestion, _ENDINGS)
-        if path:
-            # the dialog has asked about a file that is there
-            session.export_labels(path, overwrite=True)
+        if self.session is not None:
+            ask_for_file(self, self.session, self.run.currentData() or "")
+
+
+def _about_partial(newest: RunFacts, chosen: RunFacts | None, running: str) -> str:
+    """Return what has to be known before labels are written while the newest run has not finished."""
+    state = f"The newest run ({newest.method}) has written {newest.written} of {newest.slices} slices"
+    word = outcome_word(newest, running)
+    if chosen is None or chosen.run_id == newest.run_id:
+        return f"{state} ({word}): the rest of the file will be empty."
+    return f"{state} ({word}). Export writes the run chosen here, not the mixture that is shown."
 
 
 def _status(snapshot: Snapshot) -> str:
