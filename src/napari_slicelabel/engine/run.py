@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
-from napari_slicelabel.data.files import storage_errors, sweep
+from napari_slicelabel.data.files import remove, storage_errors, sweep
 from napari_slicelabel.engine.config import MethodConfig, build_config, unknown
 from napari_slicelabel.engine.context import RunContext, needs_review, refuse_lost
 from napari_slicelabel.engine.devices import resolve_device

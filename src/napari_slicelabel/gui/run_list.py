@@ -10,6 +10,7 @@ from qtpy.QtWidgets import (
     QAbstractItemView,
     QHeaderView,
     QMessageBox,
+    QSizePolicy,
     QTreeWidget,
     QTreeWidgetItem,
     QVBoxLayout,
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
 
 _RUN, _SLICES, _DICE, _OUTCOME = range(4)
 _HEADERS = ("Run", "Slices", "Dice", "Outcome")
-_NEWEST = "Newest of every slice"
+_NEWEST = "Newest labels of every slice"
 _RESUMABLE = ("running", "stopped", "cancelled", "failed")
-_ROW_PX = 22
+_ROW_PX = 18
 _MOST_ROWS = 6
 
 
@@ -107,6 +108,7 @@ class RunList(QWidget):
         table.setUniformRowHeights(True)
         table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         table.setAccessibleName("Runs")
+        table.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Fixed)
         header = table.header()
         if header is not None:
             header.setStretchLastSection(False)
@@ -160,6 +162,7 @@ class RunList(QWidget):
         if run_id == self.choice.alone:
             item.setText(_RUN, f"● {cells[_RUN]}")
         self.table.addTopLevelItem(item)
+        item.setFirstColumnSpanned(not run_id)
 
     def _cells(self, run: RunFacts) -> tuple[str, ...]:
         when = "" if run.started is None else f" {run.started.astimezone():%H:%M}"
@@ -193,7 +196,6 @@ class RunList(QWidget):
         is_alone = run is not None and run.run_id == choice.alone
         self.compare.setEnabled(bool(choice.compared) or (has_labels and not is_alone))
         self.compare.setChecked(bool(choice.compared))
-        self.compare.setText("Stop comparing" if choice.compared else "Compare")
         self.export.setEnabled(has_labels)
         self.resume.setEnabled(not choice.busy and run is not None and run.outcome in _RESUMABLE)
         self.delete.setEnabled(not choice.busy and run is not None)
