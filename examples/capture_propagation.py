@@ -3,8 +3,8 @@
     python examples/capture_propagation.py [FOLDER] [--quick]
 
 FOLDER (by default ``captured``) gets propagation.gif, the labels growing, and a picture of each step in both themes of
-napari. It takes a few minutes, most of them training; ``--quick`` hardly trains. Needs napari and a screen, or
-``xvfb-run -a -s "-screen 0 1600x1000x24" python examples/capture_propagation.py``.
+napari. It takes a few minutes, most of them training; ``--quick`` hardly trains, and saves larger files. Needs napari
+and a screen, or ``xvfb-run -a -s "-screen 0 1600x1000x24" python examples/capture_propagation.py``.
 """
 
 import argparse
@@ -36,21 +36,22 @@ MOST_LEARNING = 16
 # Half of what the method does by default, and in more rounds, so that there is something to see.
 TRAINED = {"rounds": 5, "iterations": 200, "fold_iterations": 40, "round_iterations": 20, "transfer_iterations": 10}
 HARDLY_TRAINED = {
-    "iterations": 20, "rounds": 3, "round_iterations": 4, "fold_iterations": 4, "flow_iterations": 4, "width": 8,
-    "batch": 2, "crop_px": 64,
+    "iterations": 8, "rounds": 3, "round_iterations": 2, "fold_iterations": 2, "flow": "off", "width": 8,
+    "batch": 2, "crop_px": 32, "mirror": "off",
 }  # fmt: skip
 
 
-def few_colors(picture: Image.Image, count: int) -> Image.Image:
+def few_colors(picture: Image.Image, count: int, kmeans: int = 2) -> Image.Image:
     """Return a picture of few colours: a third of the size. k-means keeps the rare ones, which are those of labels."""
-    return picture.quantize(count, Image.Quantize.MEDIANCUT, kmeans=2, dither=Image.Dither.NONE)
+    return picture.quantize(count, Image.Quantize.MEDIANCUT, kmeans=kmeans, dither=Image.Dither.NONE)
 
 
 class Studio:
     """A napari window that is worked in like a person would, and photographed."""
 
-    def __init__(self, folder: Path, project: Path) -> None:
+    def __init__(self, folder: Path, project: Path, *, quick: bool) -> None:
         self.folder = folder
+        self.quick = quick
         self.viewer = napari.Viewer(title="napari")
         self.viewer.window.resize(*WINDOW)
         self.image, self.truth = self.viewer.open_sample("napari-slicelabel", "synthetic_em")
@@ -102,7 +103,7 @@ class Studio:
             self.viewer.theme = theme
             QTest.qWait(400)
             path = self.folder / f"{name}-{theme}.png"
-            few_colors(self.look(), 256).save(path, optimize=True)
+            few_colors(self.look(), 256, kmeans=0 if self.quick else 2).save(path, optimize=not self.quick)
             print("written:", path)
 
     # -- the steps ----------------------------------------------------------------------------------------------------
@@ -141,10 +142,10 @@ class Studio:
             self.session.toggle_complete()
         self.settle()
 
-    def run(self, *, quick: bool) -> None:
+    def run(self) -> None:
         panel = self.panel(PropagatePanel)
         panel.method.setCurrentIndex(panel.method.findData("self-label"))
-        panel.form.set_config(panel.form.config().model_copy(update=HARDLY_TRAINED if quick else TRAINED))
+        panel.form.set_config(panel.form.config().model_copy(update=HARDLY_TRAINED if self.quick else TRAINED))
         self.session.set_config(panel.config())
         # two slices away from a painted one: labels get there in one of the first rounds, and better in the others
         shown = min(row.ref.index for row in self.snapshot.proposals) + 2
@@ -212,11 +213,12 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        studio = Studio(arguments.folder, Path(temporary) / "napari-slicelabel" / "synthetic_em.slicelabel")
+        project = Path(temporary) / "napari-slicelabel" / "synthetic_em.slicelabel"
+        studio = Studio(arguments.folder, project, quick=arguments.quick)
         studio.open()
         studio.select()
         studio.paint()
-        studio.run(quick=arguments.quick)
+        studio.run()
         studio.review()
         studio.animate()
         studio.close()

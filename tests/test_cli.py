@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -530,15 +529,18 @@ def test_progress_is_throttled_where_stderr_is_no_terminal(capsys: pytest.Captur
     assert capsys.readouterr().err.count("fit") == 1
 
 
-_SLOW_RUN = """
-import sys, time
+_RUN_THAT_WAITS = """
+import sys
 from napari_slicelabel.engine.context import RunContext
 from napari_slicelabel.cli import main
-write = RunContext.write_slice
-def slow(*args, **kwargs):
-    time.sleep(0.2)
-    return write(*args, **kwargs)
-RunContext.write_slice = slow
+write, written = RunContext.write_slice, []
+def waits_once(*args, **kwargs):
+    written.append(write(*args, **kwargs))
+    if len(written) == 3:
+        print("written", file=sys.stderr, flush=True)
+        sys.stdin.readline()
+    return written[-1]
+RunContext.write_slice = waits_once
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -547,11 +549,13 @@ sys.exit(main(sys.argv[1:]))
 def test_interrupted_run_says_how_to_resume_and_resumes(
     number: signal.Signals, painted: Path, slicelabel: Callable[..., Answer]
 ) -> None:
-    command = [sys.executable, "-c", _SLOW_RUN, "run", str(painted), "--method", "interpolate"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        wait_until(lambda: any(Project.open(painted).runs_folder.glob("*/prediction/*/0/c/*")))
+    command = [sys.executable, "-c", _RUN_THAT_WAITS, "run", str(painted), "--method", "interpolate"]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
+        assert any(line == "written\n" for line in process.stderr)
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        # a line ends its wait, after which it has heard the signal
+        out, err = process.communicate("\n")
     assert process.returncode == 130
     assert out == ""
     assert "Traceback" not in err
@@ -561,13 +565,6 @@ def test_interrupted_run_says_how_to_resume_and_resumes(
     assert err.strip().endswith(f"slicelabel run {painted} --resume {run_id}")
     resumed = slicelabel("run", painted, "--resume", run_id)
     assert (resumed.json["run"], resumed.json["outcome"]) == (run_id, "finished")
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def test_a_second_run_is_refused_while_one_goes(painted: Path, slicelabel: Callable[..., Answer]) -> None:

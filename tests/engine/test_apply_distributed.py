@@ -30,16 +30,24 @@ if TYPE_CHECKING:
     Read = Callable[[Path], NDArray[np.integer]]
 
 distributed = pytest.importorskip("distributed")
-pytestmark = pytest.mark.loopback
+# one cluster is enough: with xdist all go to one process
+pytestmark = [pytest.mark.loopback, pytest.mark.xdist_group("cluster")]
 
-# What a second process runs, to be killed: the same call as that of the test.
+# What a second process runs until it kills itself: the same call as that of the test.
 SCRIPT = """
-import sys
+import os, signal, sys
 from napari_slicelabel.data.formats import open_volume
 from napari_slicelabel.engine.apply import apply
 model, image, out, scheduler = sys.argv[1:]
-list(apply(model, open_volume(image), out, device="cpu", scheduler=scheduler))
+for event in apply(model, open_volume(image), out, device="cpu", scheduler=scheduler):
+    if event.done:
+        os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "_CONNECT_S", 120)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +108,13 @@ def test_a_worker_that_is_killed_changes_nothing(
     np.testing.assert_array_equal(read_labels(out), wanted)
 
 
+def wait_until_idle(cluster: Any) -> None:
+    """Wait until no worker is at a part: after the end of who asked for it, it ends that one."""
+    with connected(cluster.scheduler_address) as client:
+        while any(client.run(lambda dask_worker: len(dask_worker.active_threads)).values()):
+            time.sleep(0.05)
+
+
 def test_after_the_client_was_killed_only_the_rest_is_done(
     cluster: Any,
     expected: Callable[[int], NDArray[np.integer]],
@@ -109,13 +124,9 @@ def test_after_the_client_was_killed_only_the_rest_is_done(
 ) -> None:
     wanted, out = expected(2), tmp_path / "out.zarr"
     model, marks = tmp_path / "model2-0-z", tmp_path / ".out.zarr.apply" / "done"
-    client = subprocess.Popen([sys.executable, "-c", SCRIPT, model, noise_file, out, cluster.scheduler_address])
-    while client.poll() is None and not (marks.is_dir() and any(marks.iterdir())):
-        time.sleep(0.002)
-    client.kill()
-    assert client.wait() == -signal.SIGKILL
-    # a worker ends the part that it is at
-    time.sleep(1)
+    command = [sys.executable, "-c", SCRIPT, model, noise_file, out, cluster.scheduler_address]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    wait_until_idle(cluster)
     before = {mark.name: mark.stat().st_mtime_ns for mark in marks.iterdir()}
     assert 0 < len(before) < 8
     events = []

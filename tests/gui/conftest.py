@@ -14,7 +14,7 @@ os.environ.setdefault("NAPARI_ENSURE_PLUGIN_MAIN_THREAD", "1")
 
 import numpy as np
 import pytest
-from tests.gui.gates import PATIENCE_S
+from tests.gui.gates import PATIENCE_S, make_patient
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,6 +35,12 @@ def pytest_collection_modifyitems(config: pytest.Config) -> None:
 
         if sys.platform == "linux" and shutil.which("Xvfb") is None:
             raise pytest.UsageError("no screen: install xvfb (apt-get install xvfb)")
+
+
+@pytest.fixture
+def qtbot(qtbot: QtBot) -> QtBot:
+    """That of pytest-qt, in no hurry."""
+    return make_patient(qtbot)
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +132,7 @@ class Bench:
             self._click_title(place, title)
             before = place
             try:
-                self.wait(lambda before=before: QApplication.activePopupWidget() not in (None, before), 5)
+                self.wait(lambda before=before: QApplication.activePopupWidget() not in (None, before), 30)
             except self.qtbot.TimeoutError:
                 return None
             place = QApplication.activePopupWidget()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from napari_slicelabel.gui import worker
@@ -12,11 +13,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     import pytest
+    from pytestqt.qtbot import QtBot
 
     from napari_slicelabel.engine.events import Event
 
 PATIENCE_S = 240
 """No wait ends before a test is ended as hanging: a busy machine is no fault."""
+
+
+def make_patient(qtbot: QtBot) -> QtBot:
+    """Let all waits of pytest-qt last as long as a test may, unless they say otherwise."""
+    for name in ("waitUntil", "waitSignal", "waitSignals", "waitExposed", "waitActive"):
+        setattr(qtbot, name, partial(getattr(qtbot, name), timeout=1000 * PATIENCE_S))
+    return qtbot
 
 
 class Gate:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from tests.gui.gates import PATIENCE_S
 
 from napari_slicelabel.data import downloads
 from napari_slicelabel.gui import downloading
@@ -91,7 +92,7 @@ def test_removing_the_layers_ends_the_download(
     def slow() -> Iterator[downloads.VncSlice]:
         for item in real():
             yield item
-            assert go_on.wait(30)
+            assert go_on.wait(PATIENCE_S)
 
     monkeypatch.setattr(downloading, "vnc_slices", slow)
     image, truth = open_sample()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from npe2 import PluginManifest
-from tests.gui.gates import PATIENCE_S
 
 from napari_slicelabel.data.annotation import Annotation
 from napari_slicelabel.data.formats import open_labels
@@ -81,8 +80,8 @@ def test_half_finished_project_goes_on(make_napari_viewer_proxy: Any, qtbot: Any
     viewer.add_image(data, **meta)
     dock = WorkflowDock(viewer)
     viewer.window.add_dock_widget(dock)
-    qtbot.waitUntil(lambda: dock.workspace.session is not None, timeout=1000 * PATIENCE_S)
-    qtbot.waitUntil(lambda: len(dock.workspace.snapshot.proposals) == 4, timeout=1000 * PATIENCE_S)
+    qtbot.waitUntil(lambda: dock.workspace.session is not None)
+    qtbot.waitUntil(lambda: len(dock.workspace.snapshot.proposals) == 4)
     assert [row.state for row in dock.workspace.snapshot.proposals] == ["complete"] * 3 + ["painting"]
     dock.workspace.close()
 

@@ -8,8 +8,6 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-from tests.gui.gates import PATIENCE_S
-
 from napari_slicelabel.gui import dock, opening
 from napari_slicelabel.gui.garbage import uncollected
 
@@ -50,7 +48,7 @@ def test_a_widget_is_imported_in_another_thread(qtbot: QtBot, tmp_path: Path, mo
     place = opening.WorkflowDock(None)  # type: ignore[arg-type]
     qtbot.addWidget(place)
     assert place.content is None
-    qtbot.waitUntil(lambda: place.content is not None, timeout=1000 * PATIENCE_S)
+    qtbot.waitUntil(lambda: place.content is not None)
     assert sys.modules.pop("slow_to_import").THREAD is not threading.main_thread()
 
 
@@ -65,4 +63,4 @@ def test_an_import_that_fails_is_said(qtbot: QtBot, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(opening, "_CONTENT", "there_is_no_such_module")
     place = opening.WorkflowDock(None)  # type: ignore[arg-type]
     qtbot.addWidget(place)
-    qtbot.waitUntil(lambda: "there_is_no_such_module" in place._text.text(), timeout=1000 * PATIENCE_S)
+    qtbot.waitUntil(lambda: "there_is_no_such_module" in place._text.text())

@@ -74,7 +74,7 @@ def test_a_stroke_is_put_on_disk_by_itself(store: PaintStore, annotation: Annota
     assert store.save_state.unsaved == 1
     start = time.monotonic()
     while not annotation.read_slice(SliceRef("z", 4)).any():
-        assert time.monotonic() - start < 60, "waited in vain"
+        assert time.monotonic() - start < 240, "waited in vain"
         time.sleep(0.01)
     assert store.flush()
     assert annotation.painted("z") == (4,)
@@ -91,7 +91,7 @@ def test_what_was_painted_survives_a_kill(project: Project) -> None:
         store[3, 10:20, 10:20] = 1
         store.axis = "y"
         store[5:8, 30, 3:9] = 2
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 240
         while store.save_state.unsaved and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(os.getpid(), 9)

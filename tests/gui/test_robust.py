@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from tests.gui.gates import put_gate
-from tests.gui.test_workflow import ENDLESS, TINY, learns_in_round_1, press_run
+from tests.gui.test_workflow import ENDLESS, TINY, WITH_FLOW, learns_in_round_1, press_run
 
 from napari_slicelabel.data.boxes import AXES, SliceRef
 from napari_slicelabel.data.project import Project
@@ -46,7 +46,7 @@ def run(bench: Bench, method: str = "self-label", **values: object) -> None:
 
 def learning(bench: Bench) -> None:
     """Begin a run that will not end by itself, nor label anything before, and wait until it learns."""
-    run(bench, **{**ENDLESS, "flow": "off"})
+    run(bench, **ENDLESS)
     bench.wait(lambda: bench.session.worker.state.stage == "fit" and bench.session.worker.state.done > 2)
 
 
@@ -306,7 +306,7 @@ def test_the_image_may_get_other_data_during_a_run(bench: Bench, stack: Sample, 
 def test_the_result_layers_may_go_during_a_run(bench: Bench, stack: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = put_gate(monkeypatch, learns_in_round_1)
     begin(bench, stack)
-    run(bench, **TINY)
+    run(bench, **WITH_FLOW)
     bench.wait(lambda: gate.reached)
     bench.wait(lambda: bool(bench.snapshot.project.shown_run) and bench.session.confidence is not None)
     bench.qtbot.wait(200)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from tests.gui.gates import Gate
 
 TUTORIAL = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
-# A quarter of the sample that readers open (tests/gui/test_manifest.py); a run in earnest takes minutes.
-SHAPE = (32, 96, 96)
+# A small part of the sample that readers open (tests/gui/test_manifest.py); a run in earnest takes minutes.
+SHAPE = (24, 64, 64)
 HARDLY_TRAINED = {
     "iterations": 4,
     "rounds": 2,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import pytest
+from tests.gui.gates import make_patient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 def theme(request: pytest.FixtureRequest) -> Literal["dark", "light"]:
     """A test that asks for it runs once in each of napari's themes."""
     return request.param
+
+
+@pytest.fixture
+def qtbot(qtbot: QtBot) -> QtBot:
+    """That of pytest-qt, in no hurry."""
+    return make_patient(qtbot)
 
 
 @pytest.fixture

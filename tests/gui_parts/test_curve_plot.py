@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,12 +27,14 @@ def test_a_storm_of_points_is_few_redraws(qtbot: QtBot, show: Show) -> None:
     qtbot.wait(50)
     redraws: list[None] = []
     plot.repainted.connect(lambda: redraws.append(None))
+    begin = time.monotonic()
     for burst in range(20):
         for k in range(500):
             plot.add_loss(burst * 500 + k, 1 / (1 + burst))
         qtbot.wait(20)
     qtbot.wait(150)
-    assert 2 <= len(redraws) <= 12  # 0.4 s of waiting, on however slow a machine
+    # one in 100 ms, for as long as this took
+    assert 2 <= len(redraws) <= 2 + 10 * (time.monotonic() - begin)
     assert plot.summary == "step 9999: loss 0.05"
     assert plot.accessibleDescription() == plot.summary
 
