@@ -22,7 +22,7 @@ class StorageError(SliceLabelError, OSError):
 
 
 class BusyError(SliceLabelError, RuntimeError):
-    """Another run already goes in this project."""
+    """Another run already goes in this project, or another program writes to it and does not end."""
 
 
 class DeviceError(SliceLabelError, RuntimeError):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_slicelabel.data.annotation import CHUNKS, Annotation, SliceStatus
+from napari_slicelabel.data.annotation import CHUNKS, Annotation, SliceIndices, SliceStatus
 from napari_slicelabel.data.boxes import AXES, Axis, Box, SliceRef
 from napari_slicelabel.errors import InputError, StorageError
 
@@ -30,6 +29,10 @@ def plane(shape: tuple[int, int, int], axis: Axis, value: int) -> np.ndarray[Any
 def chunk_files(annotation: Annotation) -> dict[str, int]:
     folder = annotation.folder / "0" / "c"
     return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 class NoReading:
@@ -54,8 +57,7 @@ def test_the_store_behaves_like_an_array(
     """Round trip, crossing slices (the latest wins), and what is known, against a dense array."""
     shape = (6, 7, 8)
     folder = tmp_path_factory.mktemp("annotation")
-    saved: list[SliceStatus] = []
-    annotation = make(folder, shape, save_status=saved.append)
+    annotation = make(folder, shape)
     dense = np.zeros(shape, np.uint8)
     declared: set[SliceRef] = set()
     for (ref, value), done in zip(script, complete, strict=False):
@@ -66,7 +68,7 @@ def test_the_store_behaves_like_an_array(
         annotation.write_slice(ref, labels, complete=done)
         (declared.add if done else declared.discard)(ref)
         np.testing.assert_array_equal(annotation.read_slice(ref), labels)
-    opened = make(folder, shape, status=saved[-1] if saved else None)
+    opened = make(folder, shape)
     np.testing.assert_array_equal(opened.read(Box.whole(shape)), dense)
     known = dense > 0
     for ref in declared:
@@ -208,7 +210,7 @@ def test_a_damaged_chunk_is_named(tmp_path: Path, damage: bytes | None) -> None:
     whole = bytearray(path.read_bytes())
     whole[len(whole) // 2] ^= 1
     path.write_bytes(bytes(whole) if damage is None else damage)
-    opened = make(tmp_path, status=annotation.status)
+    opened = make(tmp_path)
     for call in (lambda: opened.read_slice(ref), lambda: opened.write_slice(ref, labels * 0)):
         with pytest.raises(StorageError, match="damaged") as caught:
             call()
@@ -218,85 +220,142 @@ def test_a_damaged_chunk_is_named(tmp_path: Path, damage: bytes | None) -> None:
     np.testing.assert_array_equal(opened.read(Box((0, 0, 0), (1, 256, 280)))[0], labels[:256])
 
 
+def remove_chunk(annotation: Annotation, name: str) -> Path:
+    path = annotation.folder / "0" / "c" / name
+    path.unlink()
+    return path
+
+
+def test_a_missing_chunk_is_named_and_never_taken_for_unpainted(tmp_path: Path) -> None:
+    annotation = make(tmp_path)
+    refs = SliceRef("z", 3), SliceRef("y", 290)
+    for ref in refs:
+        annotation.write_slice(ref, plane(SHAPE, ref.axis, 1), complete=True)
+    path = remove_chunk(annotation, "0/1/1")
+    opened = make(tmp_path)
+    for call in (
+        lambda: opened.read_slice(refs[0]),
+        lambda: opened.supervision(refs[1]),
+        lambda: opened.targets()[3],
+        lambda: opened.write_slice(refs[0], plane(SHAPE, "z", 2)),
+        # nothing is painted there, but to write would make the chunk anew without what others had in it
+        lambda: opened.write_slice(SliceRef("z", 4), plane(SHAPE, "z", 2)),
+    ):
+        with pytest.raises(StorageError, match="is missing, and slices z3, y290 were painted") as caught:
+            call()
+        assert str(caught.value).startswith(str(path))
+        assert "\n" not in str(caught.value)
+    assert (opened.read(Box((3, 0, 0), (4, 256, 280))) == 1).all()
+    # given up one by one: the other one does not lose its part in silence
+    opened.clear_slice(refs[0])
+    with pytest.raises(StorageError, match="slices y290 were"):
+        make(tmp_path).read_slice(refs[1])
+    opened.clear_slice(refs[1])
+    assert make(tmp_path).annotated("y") == ()
+    opened.write_slice(refs[0], plane(SHAPE, "z", 2))
+    assert (make(tmp_path).read_slice(refs[0]) == 2).all()
+
+
+def test_an_empty_slice_that_is_complete_is_no_error(tmp_path: Path) -> None:
+    annotation = make(tmp_path)
+    ref = SliceRef("z", 3)
+    annotation.write_slice(ref, plane(SHAPE, "z", 1))
+    annotation.write_slice(ref, plane(SHAPE, "z", 0), complete=True)
+    assert make(tmp_path).supervision(ref).known.all()
+
+
+def test_a_status_file_that_is_missing_or_damaged_is_an_error(tmp_path: Path) -> None:
+    make(tmp_path).write_slice(SliceRef("z", 3), plane(SHAPE, "z", 1))
+    path = tmp_path / "a.json"
+    whole = path.read_text()
+    for text in ("", "{", "[]", whole.replace("3", "20"), whole.replace("3", "-3"), "\xff\xfe"):
+        path.write_text(text, encoding="latin-1")
+        with pytest.raises(StorageError, match="is damaged") as caught:
+            make(tmp_path)
+        assert str(caught.value).startswith(str(path))
+        assert "\n" not in str(caught.value)
+    path.unlink()
+    with pytest.raises(StorageError, match="which slices are painted: restore it"):
+        make(tmp_path, begun=True)
+
+
+def test_only_what_was_painted_replaces_what_others_painted(tmp_path: Path) -> None:
+    one, other = make(tmp_path), make(tmp_path)
+    ref = SliceRef("z", 3)
+    one.write_slice(ref, plane(SHAPE, "z", 1))
+    base = one.read_slice(ref)
+    mine, theirs = base.copy(), base.copy()
+    mine[:10], theirs[:, :10] = 2, 3
+    other.write_slice(ref, theirs, complete=True)
+    assert one.changes == 1
+    one.write_slice(ref, mine, base=base)
+    expected = theirs.copy()
+    expected[:10] = 2
+    np.testing.assert_array_equal(other.read_slice(ref), expected)
+    assert (other.complete("z"), one.complete("z")) == ((3,), (3,))
+    assert (one.changes, other.changes) == (1, 1)
+
+
 def test_damaged_metadata_is_a_storage_error(tmp_path: Path) -> None:
     annotation = make(tmp_path)
     annotation.write_slice(SliceRef("z", 0), plane(SHAPE, "z", 1))
     (annotation.folder / "0" / "zarr.json").write_text("{")
     with pytest.raises(StorageError, match="cannot be opened"):
-        make(tmp_path, status=annotation.status).read_slice(SliceRef("z", 0))
+        make(tmp_path).read_slice(SliceRef("z", 0))
 
 
 def test_another_shape_is_a_storage_error(tmp_path: Path) -> None:
     annotation = make(tmp_path)
     annotation.write_slice(SliceRef("z", 0), plane(SHAPE, "z", 1))
     with pytest.raises(StorageError, match="do not belong together"):
-        make(tmp_path, (20, 300, 281), status=annotation.status).read_slice(SliceRef("z", 0))
+        make(tmp_path, (20, 300, 281)).read_slice(SliceRef("z", 0))
 
 
-class Killed(BaseException):
-    """Stands in for SIGKILL: nothing catches it."""
-
-
-def test_a_write_that_was_killed_between_chunks_is_seen_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved: list[SliceStatus] = []
-    annotation = make(tmp_path, save_status=saved.append)
-    ref = SliceRef("z", 3)
-    annotation.write_slice(ref, plane(SHAPE, "z", 1), complete=True)
-
-    def killed(status: SliceStatus) -> None:
-        raise Killed
-
-    monkeypatch.setattr(annotation, "_save_status", killed)
-    with pytest.raises(Killed):
-        annotation.write_slice(SliceRef("y", 9), plane(SHAPE, "y", 2), complete=True)
-    opened = make(tmp_path, status=saved[-1], save_status=saved.append)
+def test_the_note_of_an_older_version_shows_the_slice_it_was_writing(tmp_path: Path) -> None:
+    note = tmp_path / "a.zarr.writing"
+    older = SliceStatus(complete=SliceIndices(y=(9,)))
+    for text in ('{"axis": "z"', '{"axis": "z", "index": 99}', "\xff"):
+        note.write_text(text, encoding="latin-1")
+        assert make(tmp_path, older=lambda: older).status == older
+    note.write_text('{"axis": "y", "index": 9}')
+    opened = make(tmp_path, older=lambda: older)
     # painted, so that what reached the disk is shown; not complete, since a human must look
     assert (opened.painted("y"), opened.complete("y")) == ((9,), ())
-    assert (opened.read_slice(SliceRef("y", 9)) == 2).all()
-    # the next write, of any slice, makes that permanent
-    opened.write_slice(SliceRef("x", 1), plane(SHAPE, "x", 1))
-    last = make(tmp_path, status=saved[-1])
-    assert (last.painted("z"), last.painted("y"), last.painted("x")) == ((3,), (9,), (1,))
-    assert list(tmp_path.iterdir()) == [annotation.folder]
+    assert list(tmp_path.iterdir()) == [note]
+    opened.begin(older)
+    opened = make(tmp_path, begun=True)
+    opened.set_complete(SliceRef("z", 1), True)
+    assert (opened.annotated("y"), opened.complete("y"), opened.complete("z")) == ((9,), (), (1,))
+    assert not note.exists()
 
 
-def test_a_kill_while_the_note_is_written_changes_nothing(tmp_path: Path) -> None:
-    (tmp_path / "a.zarr.writing").write_text('{"axis": "z"')
-    assert make(tmp_path).status == SliceStatus()
-    (tmp_path / "a.zarr.writing").write_text(json.dumps({"axis": "z", "index": 99}))
-    assert make(tmp_path).status == SliceStatus()
-
-
-def test_a_full_disk_leaves_a_readable_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One chunk fails at once while the others are slow: when the error is raised nothing is under way any more."""
     import errno
     import time
+    from pathlib import Path as AnyPath
 
-    from zarr.storage import _local
-
-    saved: list[SliceStatus] = []
-    annotation = make(tmp_path, save_status=saved.append)
+    annotation = make(tmp_path)
     annotation.write_slice(SliceRef("z", 0), plane(SHAPE, "z", 1))
-    put = _local._put
+    put, before = AnyPath.write_bytes, tree(tmp_path)
 
-    def full(path: Path, value: Any, exclusive: bool = False) -> int:
-        if path.parts[-3:] == ("0", "0", "0"):
+    def full(path: Path, value: bytes) -> int:
+        if path.name == "c.0.0.0":
             raise OSError(errno.ENOSPC, "No space left on device")
-        time.sleep(0.2)
-        return put(path, value, exclusive)
+        time.sleep(0.1)
+        return put(path, value)
 
-    monkeypatch.setattr(_local, "_put", full)
+    monkeypatch.setattr(AnyPath, "write_bytes", full)
     with pytest.raises(StorageError, match="disk is full") as caught:
         annotation.write_slice(SliceRef("z", 1), plane(SHAPE, "z", 2), complete=True)
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
-    assert (annotation.painted("z"), annotation.complete("z")) == ((0, 1), ())
-    kept = np.full(SHAPE[1:], 2)
-    kept[:256, :256] = 0
-    np.testing.assert_array_equal(annotation.read_slice(SliceRef("z", 1)), kept)
+    assert (annotation.painted("z"), annotation.complete("z")) == ((0,), ())
+    assert not annotation.read_slice(SliceRef("z", 1)).any()
+    assert tree(tmp_path) == before
     annotation.write_slice(SliceRef("z", 1), plane(SHAPE, "z", 3), complete=True)
-    time.sleep(0.3)
-    opened = make(tmp_path, status=saved[-1])
+    time.sleep(0.2)
+    opened = make(tmp_path)
     assert (opened.read_slice(SliceRef("z", 1)) == 3).all()
     assert (opened.read_slice(SliceRef("z", 0)) == 1).all()
 

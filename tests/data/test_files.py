@@ -97,7 +97,7 @@ def test_a_link_is_removed_and_not_what_it_leads_to(root: Path) -> None:
 
 def test_a_removal_is_a_rename_first(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (root / "sets" / "0").mkdir(parents=True)
-    monkeypatch.setattr(files, "_delete", lambda path: None)
+    monkeypatch.setattr(files, "discard", lambda path: None)
     remove(root / "sets")
     assert not (root / "sets").exists()
     monkeypatch.undo()

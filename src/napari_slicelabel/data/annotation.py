@@ -1,33 +1,41 @@
 """What a human painted: `Annotation`, a sparse label store on disk.
 
-Reading this module needs two facts. The voxels lie in a zarr array of which only touched chunks exist. Which slices
-are painted and which are complete lies in project.json, written after the chunks; that status is the truth, so a
-slice that no status knows is not even looked for on disk.
+Reading this module needs three facts. The voxels lie in a zarr array of which only touched chunks exist. Which slices
+are painted and which are complete, and which chunks must be there, lies beside it in ``<volume>.json`` (`status`); that
+is the truth, so a slice that no status knows is not even looked for on disk. Chunks and status of one write take their
+places together (`staging`), under a lock that other programs respect (`locks`).
 """
 
 # No `from __future__ import annotations`: pydantic reads the annotations when the class is made.
-import json
+import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike as NumpyArrayLike
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from napari_slicelabel.data.boxes import AXES, Axis, Box, SliceRef
 from napari_slicelabel.data.classes import NOT_PAINTED, PAINTED_BACKGROUND
-from napari_slicelabel.data.files import storage_errors
+from napari_slicelabel.data.files import make_folder, own_path, replacing, storage_errors, sweep
+from napari_slicelabel.data.locks import locked
 from napari_slicelabel.data.ngff import create_label_image
-from napari_slicelabel.errors import InputError, StorageError
+from napari_slicelabel.data.staging import apply_stage, emptied_by, finish_stage, is_chunk
+from napari_slicelabel.data.status import AnnotationFile, SliceIndices, SliceStatus, StatusStore
+from napari_slicelabel.errors import BusyError, InputError, StorageError
 
 if TYPE_CHECKING:
     import zarr
+
+    from napari_slicelabel.data.zarr_stores import StagedStore
 
 # Measured on 1024 x 4096 x 4096, writing one densely painted slice along z / y / x, seconds on 2 busy cores:
 #   (1, 256, 256) 0.2 / 9.6 / 8.7    (8, 256, 256) 0.5 / 6.3 / 7.0    (16, 256, 256) 1.0 / 4.3 / 3.2
@@ -36,25 +44,6 @@ if TYPE_CHECKING:
 # must be quick and the others bearable. A stroke of 256 x 256 takes 13 ms.
 CHUNKS = (16, 256, 256)
 _WRITERS = 4  # threads; a slice of 4096 x 4096 takes 1.3 s so, 1.6 s with one
-
-
-class SliceIndices(BaseModel):
-    """Numbers of slices, for each axis, sorted."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    z: tuple[NonNegativeInt, ...] = ()
-    y: tuple[NonNegativeInt, ...] = ()
-    x: tuple[NonNegativeInt, ...] = ()
-
-
-class SliceStatus(BaseModel):
-    """Which slices a human painted, and which they declared complete. One does not imply the other."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    painted: SliceIndices = Field(default=SliceIndices(), description="slices that hold paint, by the axis of painting")
-    complete: SliceIndices = Field(default=SliceIndices(), description="slices in which unpainted is background")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +73,25 @@ class Annotation:
         The OME-Zarr label image. It is created by the first write when it does not exist.
     shape : tuple of int
         (z, y, x) of the volume.
-    status : SliceStatus
-        As the project keeps it.
-    save_status : callable
-        Called with the new status after the chunks are on disk.
+    begun : bool
+        Whether the status file must be there: it is written when a volume is added to a project.
+    older : callable
+        Returns what a project of format version 1 says in place of the status file, None once the project is newer.
+    prepare : callable
+        Called before a write, without any lock: makes an older project a newer one.
     class_ids : callable
         Returns the label values allowed besides 0 and 255; empty allows all.
 
+    Raises
+    ------
+    StorageError
+        The status file is damaged, or missing though it must be there.
+
     Notes
     -----
-    Safe to use from several threads of one process. A write replaces chunk files one by one, each in one step. A
-    process that is killed between them leaves a note behind (``<folder>.writing``); the next one that opens the
-    annotation then counts the slice as painted and not as complete, so that a human sees what was saved and checks it.
+    Safe to use from several threads and several programs: a write takes a lock, reads again what others wrote, and
+    changes only what it is asked to. What others painted is seen by the next call. A program that is killed in a write
+    leaves all of the slice or nothing; what it left is put in place by the next one that opens the annotation.
     """
 
     def __init__(
@@ -103,20 +99,26 @@ class Annotation:
         folder: Path,
         shape: tuple[int, int, int],
         *,
-        status: SliceStatus | None = None,
-        save_status: Callable[[SliceStatus], None] = lambda _: None,
+        begun: bool = False,
+        older: Callable[[], SliceStatus | None] = lambda: None,
+        prepare: Callable[[], None] = lambda: None,
         class_ids: Callable[[], frozenset[int]] = frozenset,
     ) -> None:
         self.shape = shape
         self._folder = folder
-        self._note = folder.with_name(folder.name + ".writing")
-        self._save_status = save_status
+        # names the folder of a write that counts and is not in place yet; in format version 1 a file
+        self._pending = folder.with_name(folder.name + ".writing")
+        self._lock_file = folder.with_suffix(".lock")
+        self._prepare = prepare
         self._class_ids = class_ids
         self._lock = threading.RLock()
+        self._opening = threading.RLock()
         self._opened: zarr.Array[Any] | None = None
-        status = status or SliceStatus()
-        self._painted: dict[Axis, frozenset[int]] = {a: frozenset(getattr(status.painted, a)) for a in AXES}
-        self._complete: dict[Axis, frozenset[int]] = {a: frozenset(getattr(status.complete, a)) for a in AXES}
+        self._chunk_shape: tuple[int, ...] = tuple(max(1, min(c, n)) for c, n in zip(CHUNKS, shape, strict=True))
+        self._writer: tuple[StagedStore, zarr.Array[Any]] | None = None
+        self._status = StatusStore(
+            folder.with_suffix(".json"), shape, begun=begun, older=lambda: self._with_note(older())
+        )
         self._recover()
 
     def __repr__(self) -> str:
@@ -131,23 +133,29 @@ class Annotation:
 
     @property
     def status(self) -> SliceStatus:
-        """Painted and complete slices, as project.json keeps them."""
-        painted, complete = (
-            SliceIndices(**{a: tuple(sorted(s[a])) for a in AXES}) for s in (self._painted, self._complete)
-        )
-        return SliceStatus(painted=painted, complete=complete)
+        """Painted and complete slices. As last known where the file cannot be read; reading voxels says so."""
+        with suppress(StorageError):
+            self._status.refresh()
+        return self._status.content.status
+
+    @property
+    def changes(self) -> int:
+        """How often another program was seen to have painted here; looks whether one has."""
+        self._status.refresh()
+        return self._status.changes
 
     def painted(self, axis: Axis) -> tuple[int, ...]:
         """Return the slices along `axis` that hold paint put there by `write_slice`, sorted."""
-        return tuple(sorted(self._painted[axis]))
+        return self.status.painted.of(axis)
 
     def complete(self, axis: Axis) -> tuple[int, ...]:
         """Return the slices along `axis` declared complete, sorted."""
-        return tuple(sorted(self._complete[axis]))
+        return self.status.complete.of(axis)
 
     def annotated(self, axis: Axis) -> tuple[int, ...]:
         """Return the slices along `axis` that are painted or complete, sorted."""
-        return tuple(sorted(self._painted[axis] | self._complete[axis]))
+        status = self.status
+        return tuple(sorted({*status.painted.of(axis), *status.complete.of(axis)}))
 
     def read(self, box: Box) -> NDArray[np.uint8]:
         """Return the labels in a box.
@@ -167,15 +175,12 @@ class Annotation:
         InputError
             The box is not 3D or reaches outside the volume.
         StorageError
-            A chunk is damaged; the message names its file.
+            A chunk is damaged or missing; the message names its file.
         """
         if len(box.start) != 3 or not Box.whole(self.shape).contains(box):
             raise InputError(f"box from {box.start} to {box.stop}: the annotation has shape {self.shape} (z, y, x)")
-        if not self._may_hold_paint(box):
-            return np.zeros(box.shape, np.uint8)
-        array = self._array(create=False)
-        with self._chunk_errors(box):
-            return np.asarray(array[box.slices], np.uint8)
+        self._status.refresh()
+        return self._read(box)
 
     def read_slice(self, ref: SliceRef) -> NDArray[np.uint8]:
         """Return the labels of one slice.
@@ -199,8 +204,15 @@ class Annotation:
         """
         return self.read(ref.box(self.shape)).squeeze(ref.axis_number)
 
-    def write_slice(self, ref: SliceRef, labels: NumpyArrayLike, *, complete: bool | None = None) -> None:
-        """Replace the labels of one slice on disk: the chunks first, then the status.
+    def write_slice(
+        self,
+        ref: SliceRef,
+        labels: NumpyArrayLike,
+        *,
+        complete: bool | None = None,
+        base: NDArray[np.uint8] | None = None,
+    ) -> None:
+        """Replace the labels of one slice on disk. Voxels and status change together, or not at all.
 
         Parameters
         ----------
@@ -211,13 +223,18 @@ class Annotation:
             other axes painted where they cross: the latest paint wins.
         complete : bool, optional
             Whether unpainted means background here. By default that stays as it is.
+        base : ndarray of shape (h, w), uint8, optional
+            The slice as it was read, from which `labels` were painted: then only voxels that differ between the two are
+            written, and the others keep what other programs painted in the meantime.
 
         Raises
         ------
         InputError
             No such slice, another shape, values that are no integers 0 to 255, or that are no class of the project.
         StorageError
-            Disk full, read-only folder, damaged chunk.
+            Disk full, read-only folder, damaged or missing chunk. Nothing has changed then.
+        BusyError
+            Another program has been writing all the time.
 
         Notes
         -----
@@ -225,29 +242,22 @@ class Annotation:
         is not complete counts as not annotated.
         """
         box = ref.box(self.shape)
-        new = np.expand_dims(self._checked(ref, labels), ref.axis_number)
-        with self._lock:
-            changed = _bounding_box(new != self.read(box), box)
-            if changed is None:
-                self._set_status(ref, painted=bool(new.any()), complete=complete)
-                return
-            array = self._array(create=True)
-            inner = tuple(slice(a - o, b - o) for a, b, o in zip(changed.start, changed.stop, box.start, strict=True))
-            with storage_errors(self._folder):
-                if self._note.exists():
-                    # an earlier write broke off: what that means must be in the status before its note goes
-                    self._save_status(self.status)
-                self._note.write_text(json.dumps({"axis": ref.axis, "index": ref.index}))
-            try:
-                with self._chunk_errors(changed), storage_errors(self._folder):
-                    _write_chunks(array, changed, new[inner])
-                self._set_status(ref, painted=bool(new.any()), complete=complete)
-            except BaseException:
-                self._recover()
-                raise
+        plain = self._checked(ref, labels)
+        with self._writing():
+            # also where only other slices have paint: a chunk that is made anew would hide that theirs is lost
+            self._refuse_missing(box)
+            old = self._read(box)
+            new = np.expand_dims(plain, ref.axis_number)
+            if base is not None:
+                new = np.where(new != np.expand_dims(base, ref.axis_number), new, old)
+            content = self._status.content.with_slice(ref, painted=bool(new.any()), complete=complete)
+            self._put(box, old, new, content)
 
     def clear_slice(self, ref: SliceRef) -> None:
         """Take all paint out of one slice, also where slices of other axes cross it; it is then not complete either.
+
+        A slice whose chunks are missing can be given up so: it is no longer painted. What other slices had in these
+        chunks stays missing, until they are cleared, too.
 
         Raises
         ------
@@ -255,9 +265,18 @@ class Annotation:
             No such slice.
         StorageError
             Disk full, read-only folder, damaged chunk.
+        BusyError
+            Another program has been writing all the time.
         """
         box = ref.box(self.shape)
-        self.write_slice(ref, np.zeros(box.shape, np.uint8).squeeze(ref.axis_number), complete=False)
+        with self._writing():
+            content = self._status.content.with_slice(ref, painted=False, complete=False)
+            given_up = {
+                number for number in self._missing(box) if not _refs_through(content.status, self._chunk_box(number))
+            }
+            if given_up:
+                content = content.with_chunks(content.chunk_numbers() - given_up)
+            self._put(box, self._read(box, give_up=True), np.zeros(box.shape, np.uint8), content)
 
     def set_complete(self, ref: SliceRef, complete: bool) -> None:
         """Declare one slice complete (unpainted is background there), or take that back. Writes the status only.
@@ -268,10 +287,33 @@ class Annotation:
             No such slice.
         StorageError
             Disk full, read-only folder.
+        BusyError
+            Another program has been writing all the time.
         """
         ref.box(self.shape)
-        with self._lock:
-            self._set_status(ref, painted=ref.index in self._painted[ref.axis], complete=complete)
+        with self._writing():
+            content = self._status.content
+            painted = ref.index in content.status.painted.of(ref.axis)
+            self._save(content.with_slice(ref, painted=painted, complete=complete))
+
+    def begin(self, status: SliceStatus = SliceStatus()) -> None:  # noqa: B008 - frozen
+        """Write the status file of a volume that has none yet.
+
+        Parameters
+        ----------
+        status : SliceStatus
+            What a project of format version 1 says. The chunks are those that are there; a painted slice of which
+            there is none at all is an error from now on.
+
+        Raises
+        ------
+        StorageError
+            Disk full, read-only folder.
+        """
+        make_folder(self._folder.parent)
+        with self._lock, locked(self._lock_file):
+            status = self._with_note(status) or status
+            self._status.save(AnnotationFile(status=status).with_chunks(self._chunks_of(status)))
 
     def supervision(self, ref: SliceRef) -> Supervision:
         """Return what one slice teaches.
@@ -295,11 +337,12 @@ class Annotation:
         """
         labels = self.read_slice(ref)
         known = labels != NOT_PAINTED
-        if ref.index in self._complete[ref.axis]:
+        complete = self._status.content.status.complete
+        if ref.index in complete.of(ref.axis):
             known[:] = True
         # a complete slice along another axis crosses this one in a row (its axis is h) or in a column (w)
         for position, axis in enumerate(a for a in AXES if a != ref.axis):
-            lines = list(self._complete[axis])
+            lines = list(complete.of(axis))
             if lines:
                 np.moveaxis(known, position, 0)[lines] = True
         return Supervision(np.where(labels == PAINTED_BACKGROUND, 0, labels).astype(np.uint8), known)
@@ -330,75 +373,194 @@ class Annotation:
                 )
         return plain
 
-    def _may_hold_paint(self, box: Box) -> bool:
-        """Return whether any painted slice passes through the box."""
-        return any(
-            any(a <= index < b for index in self._painted[axis])
-            for axis, a, b in zip(AXES, box.start, box.stop, strict=True)
-        )
+    # -- writing ------------------------------------------------------------------------------------------------------
 
-    def _set_status(self, ref: SliceRef, *, painted: bool, complete: bool | None) -> None:
-        """Change the status of one slice and save it; when that fails the old one stays."""
-        before = self._painted, self._complete
-        self._painted = _with_member(self._painted, ref, painted)
-        if complete is not None:
-            self._complete = _with_member(self._complete, ref, complete)
-        noted = self._note.exists()
-        if before == (self._painted, self._complete) and not noted:
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Let nobody else write during the block, which begins with the status as it is now."""
+        self._prepare()
+        make_folder(self._folder.parent)
+        with self._lock, locked(self._lock_file), storage_errors(self._folder):
+            self._finish()
+            self._status.reread()
+            yield
+
+    def _put(self, box: Box, old: NDArray[np.uint8], new: NDArray[np.uint8], content: AnnotationFile) -> None:
+        """Write what differs between two states of a box, and the status that goes with it."""
+        changed = _bounding_box(new != old, box)
+        if changed is None:
+            self._save(content)
             return
-        try:
-            self._save_status(self.status)
-        except BaseException:
-            self._painted, self._complete = before
-            raise
-        if noted:
-            # what the note stands for is in the status now; left behind it would undo a later "complete"
-            with storage_errors(self._folder):
-                self._note.unlink(missing_ok=True)
+        store, array = self._staged()
+        inner = tuple(slice(a - o, b - o) for a, b, o in zip(changed.start, changed.stop, box.start, strict=True))
+        with replacing(self._pending) as stage:
+            stage.mkdir()
+            store.stage(stage)
+            with self._chunk_errors(changed), storage_errors(self._folder):
+                _write_chunks(array, changed, old[inner], new[inner])
+            written, emptied = ({self._number(key) for key in keys} for keys in (store.written, store.emptied))
+            content = content.with_chunks((content.chunk_numbers() | written) - emptied)
+            finish_stage(stage, store.emptied, content.text)
+        self._finish()
+        self._status.own(content)
+
+    def _save(self, content: AnnotationFile) -> None:
+        if content != self._status.content:
+            self._status.save(content)
+
+    def _finish(self) -> None:
+        """Put a write in place that counts and is not there yet. Call under the lock."""
+        if not self._pending.is_dir():
+            # a note of format version 1: what it stands for is in the status by now
+            own_path(self._pending.parent).joinpath(self._pending.name).unlink(missing_ok=True)
+            return
+        apply_stage(own_path(self._pending), self._folder / "0", self._status.path)
 
     def _recover(self) -> None:
-        """Take up a write that broke off; see the notes of the class."""
+        """Take up a write of a killed program, unless it is one of a living program, or the project is read-only."""
+        if self._pending.is_dir():
+            with suppress(BusyError, StorageError, OSError), locked(self._lock_file, timeout_s=0):
+                self._finish()
+                self._status.reread()
+
+    def _with_note(self, status: SliceStatus | None) -> SliceStatus | None:
+        """Return the status of an older project with what its note of a write that broke off stands for.
+
+        The slice counts as painted, so that what reached the disk is shown, and not as complete: a human must look.
+        """
+        if status is None or not self._pending.is_file():
+            return status
         try:
-            text = self._note.read_text()
-        except OSError:
-            return
-        try:
-            ref = SliceRef(**json.loads(text))
+            note = _Note.model_validate_json(self._pending.read_bytes())
+            ref = SliceRef(note.axis, note.index)
             ref.box(self.shape)
-        except (ValueError, TypeError):
+        except (OSError, ValidationError, InputError):
             # killed while the note itself was written: no chunk was touched yet
+            return status
+        return AnnotationFile(status=status).with_slice(ref, painted=True, complete=False).status
+
+    # -- chunks -------------------------------------------------------------------------------------------------------
+
+    def _read(self, box: Box, *, give_up: bool = False) -> NDArray[np.uint8]:
+        """Return the labels in a box; missing chunks hold nothing if they are given up, else they are an error."""
+        if not _refs_through(self._status.content.status, box, complete=False):
+            return np.zeros(box.shape, np.uint8)
+        array = self._array(create=False)
+        with self._chunk_errors(box):
+            values = np.asarray(array[box.slices], np.uint8)
+        if not give_up:
+            self._refuse_missing(box)
+        return values
+
+    def _refuse_missing(self, box: Box) -> None:
+        """Raise for a chunk in the box that must be there and is not."""
+        missing = self._missing(box)
+        if not missing:
             return
-        # kept in memory only: the next save writes it, and a read-only project opens too
-        self._painted = _with_member(self._painted, ref, True)
-        self._complete = _with_member(self._complete, ref, False)
+        # another program may be taking it away right now: its write says so until the status does
+        emptied = self._being_emptied()
+        self._status.refresh()
+        missing = [number for number in self._missing(box) if number not in emptied]
+        if missing:
+            refs = _refs_through(self._status.content.status, self._chunk_box(missing[0]), complete=False)
+            raise StorageError(
+                f"{self._chunk_file(missing[0])}: this part of the annotation is missing, and slices"
+                f" {_few(refs)} were painted there; restore the file from a copy, or clear these slices"
+            )
+
+    def _missing(self, box: Box) -> list[int]:
+        content = self._status.content
+        if content.chunks is None:
+            return self._missing_of_older(content.status, box)
+        expected = self._status.chunks
+        return [n for n in self._numbers(box) if n in expected and not self._chunk_file(n).is_file()]
+
+    def _missing_of_older(self, status: SliceStatus, box: Box) -> list[int]:
+        """Return the first chunk of each painted slice in the box of which there is none, as far as one can know."""
+        missing = []
+        for ref in _refs_through(status, box, complete=False):
+            numbers = self._numbers(ref.box(self.shape))
+            if not any(self._chunk_file(n).is_file() for n in numbers):
+                missing.append(numbers[0])
+        return missing
+
+    def _chunks_of(self, status: SliceStatus) -> set[int]:
+        """Return the chunks that are there, and one for each painted slice of which there is none."""
+        chunks = set()
+        for place, _, names in os.walk(self._folder / "0" / "c"):
+            sweep(Path(place), alone=True)
+            keys = ((Path(place) / name).relative_to(self._folder / "0").as_posix() for name in names)
+            chunks |= {self._number(key) for key in keys if is_chunk(key)}
+        return chunks | set(self._missing_of_older(status, Box.whole(self.shape)))
+
+    def _being_emptied(self) -> set[int]:
+        try:
+            return {self._number(key) for key in emptied_by(self._pending)}
+        except (OSError, ValueError):
+            return set()
+
+    @property
+    def _grid(self) -> tuple[int, ...]:
+        return tuple(math.ceil(n / c) for n, c in zip(self.shape, self._chunk_shape, strict=True))
+
+    def _numbers(self, box: Box) -> list[int]:
+        """Return the numbers of the chunks that a box touches."""
+        spans = [
+            range(a // c, math.ceil(b / c)) for a, b, c in zip(box.start, box.stop, self._chunk_shape, strict=True)
+        ]
+        return [int(np.ravel_multi_index(place, self._grid)) for place in product(*spans)]
+
+    def _number(self, key: str) -> int:
+        """Return the number of a chunk from its key, ``c/0/1/2``."""
+        return int(np.ravel_multi_index(tuple(int(part) for part in key.split("/")[1:]), self._grid))
+
+    def _place(self, number: int) -> tuple[int, ...]:
+        return tuple(int(i) for i in np.unravel_index(number, self._grid))
+
+    def _chunk_box(self, number: int) -> Box:
+        start = tuple(i * c for i, c in zip(self._place(number), self._chunk_shape, strict=True))
+        return Box(start, tuple(a + c for a, c in zip(start, self._chunk_shape, strict=True))).clip(self.shape)
+
+    def _chunk_file(self, number: int) -> Path:
+        return self._folder.joinpath("0", "c", *map(str, self._place(number)))
 
     def _array(self, *, create: bool) -> "zarr.Array[Any]":
         """Return the zarr array, opened once."""
+        if self._opened is not None:
+            return self._opened
+        with self._opening:
+            if create and not self._folder.exists():
+                with storage_errors(self._folder, "create"), replacing(self._folder) as temporary:
+                    create_label_image(temporary, self.shape, chunks=CHUNKS, name=self._folder.stem)
+            array = self._open_array(None)
+            self._chunk_shape, self._opened = array.chunks, array
+            return array
+
+    def _staged(self) -> "tuple[StagedStore, zarr.Array[Any]]":
+        """Return the array as it is written to, opened once, and its store."""
+        self._array(create=True)
+        if self._writer is None:
+            from napari_slicelabel.data.zarr_stores import StagedStore
+
+            store = StagedStore(self._folder / "0")
+            self._writer = store, self._open_array(store)
+        return self._writer
+
+    def _open_array(self, store: "StagedStore | None") -> "zarr.Array[Any]":
         import zarr
 
-        with self._lock:
-            if self._opened is not None:
-                return self._opened
-            try:
-                if create and not self._folder.exists():
-                    with storage_errors(self._folder, "create"):
-                        self._opened = create_label_image(
-                            self._folder, self.shape, chunks=CHUNKS, name=self._folder.stem
-                        )
-                else:
-                    self._opened = zarr.open_array(self._folder / "0", mode="r+")
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                if isinstance(error, StorageError):
-                    raise
-                raise StorageError(
-                    f"{self._folder}: the annotation cannot be opened ({_one_line(error)}); restore it from a copy"
-                ) from error
-            if self._opened.shape != self.shape:
-                raise StorageError(
-                    f"{self._folder}: the annotation has shape {self._opened.shape}, the volume {self.shape};"
-                    " they do not belong together"
-                )
-            return self._opened
+        try:
+            array = zarr.open_array(store or self._folder / "0", mode="r+" if store else "r")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"{self._folder}: the annotation cannot be opened ({_one_line(error)}); restore it from a copy"
+            ) from error
+        if array.shape != self.shape:
+            raise StorageError(
+                f"{self._folder}: the annotation has shape {array.shape}, the volume {self.shape};"
+                " they do not belong together"
+            )
+        return array
 
     @contextmanager
     def _chunk_errors(self, box: Box) -> Iterator[None]:
@@ -417,13 +579,21 @@ class Annotation:
     def _damaged_chunk(self, box: Box) -> Path | None:
         """Return the file of the first chunk in the box that cannot be read."""
         array = self._array(create=False)
-        for tile in _split_at_chunks(box, array.chunks):
+        for number in self._numbers(box):
             try:
-                array[tile.slices]
+                array[self._chunk_box(number).slices]
             except (OSError, RuntimeError, ValueError, EOFError):
-                number = tuple(a // c for a, c in zip(tile.start, array.chunks, strict=True))
-                return self._folder / "0" / array.metadata.encode_chunk_key(number)
+                return self._chunk_file(number)
         return None
+
+
+class _Note(BaseModel):
+    """What format version 1 left beside the chunks while it wrote them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    axis: Axis
+    index: int
 
 
 class SparseTargets:
@@ -458,10 +628,18 @@ class SparseTargets:
         return np.where(supervision.known, supervision.target, PAINTED_BACKGROUND).astype(np.uint8)
 
 
-def _with_member(sets: dict[Axis, frozenset[int]], ref: SliceRef, member: bool) -> dict[Axis, frozenset[int]]:
-    """Return the sets with one slice put in or taken out."""
-    one = frozenset({ref.index})
-    return {**sets, ref.axis: sets[ref.axis] | one if member else sets[ref.axis] - one}
+def _refs_through(status: SliceStatus, box: Box, *, complete: bool = True) -> list[SliceRef]:
+    """Return the painted slices that pass through a box, and the complete ones if asked to."""
+    refs = []
+    for axis, a, b in zip(AXES, box.start, box.stop, strict=True):
+        indices = {*status.painted.of(axis), *(status.complete.of(axis) if complete else ())}
+        refs += [SliceRef(axis, index) for index in sorted(indices) if a <= index < b]
+    return refs
+
+
+def _few(refs: Sequence[SliceRef], count: int = 8) -> str:
+    rest = f" and {len(refs) - count} more" if len(refs) > count else ""
+    return ", ".join(map(str, refs[:count])) + rest
 
 
 def _split_at_chunks(box: Box, chunks: Sequence[int]) -> Iterator[Box]:
@@ -471,8 +649,8 @@ def _split_at_chunks(box: Box, chunks: Sequence[int]) -> Iterator[Box]:
         yield chunk.intersect(box)
 
 
-def _write_chunks(array: "zarr.Array[Any]", box: Box, labels: NDArray[np.uint8]) -> None:
-    """Write `labels` into the box; no write is under way any more when this returns or raises.
+def _write_chunks(array: "zarr.Array[Any]", box: Box, old: NDArray[np.uint8], new: NDArray[np.uint8]) -> None:
+    """Write the chunks of the box that change; no write is under way any more when this returns or raises.
 
     One assignment to the whole box raises at the first chunk that fails while zarr goes on with the others: what comes
     late of it would replace what is saved next.
@@ -480,7 +658,8 @@ def _write_chunks(array: "zarr.Array[Any]", box: Box, labels: NDArray[np.uint8])
 
     def write(part: Box) -> None:
         inner = tuple(slice(a - o, b - o) for a, b, o in zip(part.start, part.stop, box.start, strict=True))
-        array[part.slices] = labels[inner]
+        if not np.array_equal(old[inner], new[inner]):
+            array[part.slices] = new[inner]
 
     with ThreadPoolExecutor(_WRITERS) as pool:
         writes = [pool.submit(write, part) for part in _split_at_chunks(box, array.chunks)]

@@ -29,6 +29,8 @@ _REASONS = {
     errno.EROFS: "the file system is read-only; choose another folder",
 }
 
+Stamp = tuple[int, int, int]
+
 _guarded: set[str] = set()
 
 # .HEX.HOST-PID.part.NAME (earlier: without HOST-PID), and NAME.HEX.partial of zarr
@@ -187,6 +189,15 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+def stamp(path: Path) -> Stamp | None:
+    """Return what tells a file from the one that replaces it; None where there is none."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_mtime_ns, facts.st_ino, facts.st_size
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give the block a temporary name beside `path`; rename it to `path` at the end, or remove it on any error.
@@ -215,11 +226,11 @@ def replacing(path: Path) -> Iterator[Path]:
             old = _beside(path, "old")
             path.rename(old)
             temporary.rename(path)
-            _delete(old)
+            discard(old)
         else:
             temporary.replace(path)
     except BaseException:
-        _delete(temporary)
+        discard(temporary)
         raise
 
 
@@ -241,7 +252,7 @@ def remove(path: Path) -> None:
             return
         gone = _beside(path, "gone")
         path.rename(gone)
-    _delete(gone)
+    discard(gone)
 
 
 def sweep(folder: Path, *, alone: bool = False) -> None:
@@ -266,14 +277,14 @@ def sweep(folder: Path, *, alone: bool = False) -> None:
             if found and (alone or not _may_live(found["host"], found["pid"])):
                 _end_leftover(entry, found["kind"], folder / found["name"])
             elif alone and _ZARR_LEFTOVER.fullmatch(entry.name):
-                _delete(entry)
+                discard(entry)
 
 
 def _end_leftover(entry: Path, kind: str, name: Path) -> None:
     if kind == "old" and not os.path.lexists(name):
         entry.rename(name)
     else:
-        _delete(entry)
+        discard(entry)
 
 
 def _may_live(host: str | None, pid: str | None) -> bool:
@@ -303,7 +314,7 @@ def _beside(path: Path, kind: str) -> Path:
     return path.with_name(f".{uuid.uuid4().hex[:8]}.{_HOST}-{os.getpid()}.{kind}.{name}")
 
 
-def _delete(path: Path) -> None:
+def discard(path: Path) -> None:
     """Delete what has a temporary name; what cannot be deleted stays for `sweep`."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)

@@ -8,22 +8,35 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from napari_slicelabel.data.annotation import CHUNKS, Annotation, SliceIndices, SliceStatus
-from napari_slicelabel.data.boxes import AXES
+from napari_slicelabel.data.annotation import CHUNKS, Annotation
 from napari_slicelabel.data.classes import LabelClass, default_color, make_classes
-from napari_slicelabel.data.files import guard, make_folder, remove, replacing, storage_errors, write_text
+from napari_slicelabel.data.files import (
+    Stamp,
+    guard,
+    make_folder,
+    remove,
+    replacing,
+    stamp,
+    storage_errors,
+    sweep,
+    write_text,
+)
 from napari_slicelabel.data.formats import open_volume
+from napari_slicelabel.data.locks import locked
 from napari_slicelabel.data.ngff import create_label_image, image_label
+from napari_slicelabel.data.status import NOTHING_PAINTED, SliceIndices, SliceStatus
 from napari_slicelabel.data.volume import Unit, Volume
 from napari_slicelabel.errors import InputError, MissingFileError, SliceLabelError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 kept the status of the slices in ``project.json``; it opens, and the first write makes it version 2."""
 SUFFIX = ".slicelabel"
 """Ending of a project folder by custom. Not ``.zarr``, which other napari readers claim."""
 
@@ -43,15 +56,16 @@ class VolumeRecord(BaseModel):
     shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(description="z, y, x")
     voxel_size: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(description="z, y, x, in unit")
     unit: Unit = "pixel"
-    status: SliceStatus = Field(default=SliceStatus(), description="painted and complete slices, for each axis")
+    status: SliceStatus | None = Field(
+        default=None, description="of format version 1 only: painted and complete slices, now in annotation/<name>.json"
+    )
 
     @model_validator(mode="after")
     def _inside(self) -> Self:
         """Check that the slices of the status exist."""
-        for axis, length in zip(AXES, self.shape, strict=True):
-            for indices in (self.status.painted, self.status.complete):
-                if max(getattr(indices, axis), default=0) >= length:
-                    raise ValueError(f"volume {self.name}: a slice beyond the end of axis {axis} ({length} slices)")
+        problem = self.status.beyond(self.shape) if self.status else ""
+        if problem:
+            raise ValueError(f"volume {self.name}: {problem}")
         return self
 
 
@@ -60,7 +74,7 @@ class ProjectFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     volumes: tuple[VolumeRecord, ...]
     classes: tuple[LabelClass, ...] = Field(default=(), description="empty: any label value 1 to 254 is allowed")
 
@@ -73,12 +87,17 @@ class ProjectFile(BaseModel):
         make_classes(self.classes)
         return self
 
+    @property
+    def text(self) -> str:
+        """What the file holds."""
+        return self.model_dump_json(indent=1, exclude_none=True) + "\n"
+
 
 class Project:
     """A project folder. Make one with `Project.create`, open one with `Project.open`.
 
-    Safe to use from several threads of one process. Two processes that write into one project at the same time are
-    not foreseen: the later save wins.
+    Safe to use from several threads and several programs: what is changed is read again under a lock first, so that
+    the classes and volumes that others added stay. `refresh` takes over what they changed.
 
     Attributes
     ----------
@@ -90,9 +109,12 @@ class Project:
         self.path = path
         self._file = file
         self._lock = threading.RLock()
+        # of the file alone: opening an image takes long
+        self._file_lock = threading.RLock()
+        self._stamp: Stamp | None = None
+        self._text: bytes | None = None
         self._volumes: dict[str, Volume] = {}
         self._annotations: dict[str, Annotation] = {}
-        guard(path)
 
     def __repr__(self) -> str:
         """Return folder, volumes and classes on one line."""
@@ -166,9 +188,10 @@ class Project:
                 project = cls(temporary, ProjectFile(volumes=tuple(records), classes=table))
                 for name in volumes:
                     project._create_store(name)
-                project.save()
+                write_text(project._json, project.file.text)
         project.path = folder
         guard(folder)
+        project.refresh()
         project._volumes.update(volumes)
         return project
 
@@ -194,27 +217,30 @@ class Project:
             The folder is no project, its ``project.json`` is damaged, or is of another format version.
         """
         folder = Path(path).expanduser().absolute()
-        file = folder / "project.json"
         if not folder.exists():
             raise MissingFileError(f"{folder}: no such folder; create a project first (slicelabel new)")
-        try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise InputError(f"{folder} is no project: it has no project.json") from error
-        except OSError as error:
-            raise MissingFileError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
-        except ValueError as error:
-            raise InputError(f"{file} is damaged ({error}); restore it from a copy") from error
-        version = data.get("format_version") if isinstance(data, dict) else None
-        if version != FORMAT_VERSION:
-            raise InputError(
-                f"{file}: format version {version!r}; this program reads version {FORMAT_VERSION}."
-                " Update napari-slicelabel if the project was made by a newer one"
-            )
-        try:
-            return cls(folder, ProjectFile.model_validate(data))
-        except ValidationError as error:
-            raise InputError(f"{file} is damaged ({_first(error)}); restore it from a copy") from error
+        project = cls(folder, ProjectFile(volumes=()))
+        project._reread()
+        guard(folder)
+        for place in (folder, folder / "annotation", folder / "selection"):
+            sweep(place)
+        return project
+
+    def refresh(self) -> bool:
+        """Take over what other programs changed in ``project.json``; return whether it was replaced.
+
+        That is a question of microseconds where it was not.
+
+        Raises
+        ------
+        InputError
+            The file is damaged, or no longer there.
+        """
+        with self._file_lock:
+            if stamp(self._json) == self._stamp:
+                return False
+            self._reread()
+            return True
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -223,12 +249,12 @@ class Project:
 
     @property
     def classes(self) -> tuple[LabelClass, ...]:
-        """The classes, sorted by id. Empty: any label value from 1 to 254 may be painted."""
+        """The classes, sorted by id, as last read. Empty: any label value from 1 to 254 may be painted."""
         return self._file.classes
 
     @property
     def file(self) -> ProjectFile:
-        """The content of ``project.json`` as it is now."""
+        """The content of ``project.json`` as last read."""
         return self._file
 
     def record(self, name: str) -> VolumeRecord:
@@ -271,6 +297,8 @@ class Project:
         ------
         InputError
             Unknown name.
+        StorageError
+            What says which slices are painted is damaged or missing.
         """
         with self._lock:
             record = self.record(name)
@@ -278,24 +306,27 @@ class Project:
                 self._annotations[name] = Annotation(
                     self._store(name),
                     record.shape,
-                    status=record.status,
-                    save_status=lambda status: self._save_status(name, status),
-                    class_ids=lambda: frozenset(c.id for c in self.classes),
+                    begun=True,
+                    older=lambda: self._older_status(name),
+                    prepare=self._migrate,
+                    class_ids=self._class_ids,
                 )
             return self._annotations[name]
 
-    def set_classes(self, classes: Sequence[LabelClass | str]) -> None:
-        """Replace the classes and save.
+    def set_classes(self, classes: Sequence[LabelClass | str], *, base: Sequence[LabelClass] | None = None) -> None:
+        """Replace the classes and save. Classes that another program added or changed in the meantime stay.
 
         Parameters
         ----------
         classes : sequence of LabelClass or str
             A bare name that a class of the project has keeps its id and colour; a new name gets the next free id.
+        base : sequence of LabelClass, optional
+            The classes that the change started from; by default the ones last read.
 
         Raises
         ------
         InputError
-            An id or a name twice.
+            An id or a name twice, also together with what another program added.
         StorageError
             Disk full, read-only folder.
 
@@ -303,10 +334,11 @@ class Project:
         -----
         Voxels that were painted with a class that is taken out keep their value.
         """
-        with self._lock:
-            known = {c.name: c for c in self.classes}
-            table = make_classes([known.get(c, c) if isinstance(c, str) else c for c in classes])
-            self._replace(classes=table)
+        start = self.classes if base is None else tuple(base)
+        with self._changing():
+            known = {c.name: c for c in (*start, *self.classes)}
+            given = [known.get(c, c) if isinstance(c, str) else c for c in classes]
+            self._replace(classes=_merged_classes(start, given, self.classes))
             for name in self.names:
                 self._write_colors(name)
 
@@ -345,16 +377,17 @@ class Project:
         StorageError
             Disk full, read-only folder.
         """
-        with self._lock:
-            volume = open_volume(image, axes=axes, voxel_size=voxel_size, unit=unit, level=level)
-            record = _record(volume, self.path, name, self.names, level)
+        volume = open_volume(image, axes=axes, voxel_size=voxel_size, unit=unit, level=level)
+        with self._changing():
+            record = _record(volume, self.path, name, (*self.names, *self._painted_before()), level)
             # what an earlier attempt left behind that never reached project.json
             remove(self._store(record.name))
             volume.name = record.name
             self._create_store(record.name, record)
             self._replace(volumes=(*self._file.volumes, record))
+        with self._lock:
             self._volumes[record.name] = volume
-            return volume
+        return volume
 
     def save(self) -> None:
         """Write ``project.json`` in one step: a kill at any moment leaves the old file or the new one.
@@ -364,8 +397,8 @@ class Project:
         StorageError
             Disk full, read-only folder. The old file is unchanged then.
         """
-        with self._lock:
-            write_text(self.path / "project.json", self._file.model_dump_json(indent=1) + "\n")
+        with self._changing():
+            self._replace()
 
     @property
     def runs_folder(self) -> Path:
@@ -444,46 +477,106 @@ class Project:
     def _create_store(self, name: str, record: VolumeRecord | None = None) -> None:
         record = record or self.record(name)
         with storage_errors(self._store(name), "create"):
-            create_label_image(
-                self._store(name),
-                record.shape,
-                chunks=CHUNKS,
-                name=name,
-                voxel_size=record.voxel_size,
-                unit=record.unit,
-                classes=self.classes,
-            )
+            with replacing(self._store(name)) as temporary:
+                create_label_image(
+                    temporary,
+                    record.shape,
+                    chunks=CHUNKS,
+                    name=name,
+                    voxel_size=record.voxel_size,
+                    unit=record.unit,
+                    classes=self.classes,
+                )
+            write_text(self._status_file(name), NOTHING_PAINTED)
 
     def _write_colors(self, name: str) -> None:
         """Bring the classes into the metadata of a label image, so that other viewers show the same colours."""
         import zarr
 
+        from napari_slicelabel.data.zarr_stores import OwnStore
+
         with storage_errors(self._store(name)):
             try:
-                group = zarr.open_group(self._store(name), mode="r+")
+                group = zarr.open_group(OwnStore(self._store(name)), mode="r+")
             except FileNotFoundError:
                 # the first write creates it
                 return
             ome = dict(_mapping(group.attrs.get("ome")))
             group.attrs["ome"] = {**ome, "image-label": image_label(self.classes)}
 
-    def _save_status(self, name: str, status: SliceStatus) -> None:
-        with self._lock:
-            self._replace(
-                volumes=tuple(
-                    v.model_copy(update={"status": status}) if v.name == name else v for v in self._file.volumes
-                )
-            )
+    @property
+    def _json(self) -> Path:
+        return self.path / "project.json"
+
+    def _status_file(self, name: str) -> Path:
+        return self.path / "annotation" / f"{name}.json"
+
+    def _painted_before(self) -> tuple[str, ...]:
+        """Return the names under which something was painted: also of volumes that are no longer in the project."""
+        files = (self.path / "annotation").glob("[!.]*.json")
+        return tuple(file.stem for file in files if file.read_text(encoding="utf-8") != NOTHING_PAINTED)
+
+    def _class_ids(self) -> frozenset[int]:
+        self.refresh()
+        return frozenset(c.id for c in self.classes)
+
+    def _older_status(self, name: str) -> SliceStatus | None:
+        """Return the status that a project of format version 1 keeps in ``project.json``."""
+        if self._file.format_version == 1:
+            self.refresh()
+        return (self.record(name).status or SliceStatus()) if self._file.format_version == 1 else None
+
+    def _migrate(self) -> None:
+        """Make a project of format version 1 one of version 2."""
+        if self._file.format_version == 1:
+            with self._changing():
+                pass
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Let nobody else change ``project.json`` during the block, which begins with the file as it is now."""
+        with self._file_lock, locked(self.path / "project.lock"):
+            self._reread()
+            if self._file.format_version == 1:
+                self._write_status_files()
+            yield
+
+    def _write_status_files(self) -> None:
+        """Move the status of the slices out of ``project.json``, of which a copy stays.
+
+        Killed before the last step, the project is still one of version 1, whose status files nobody looks at.
+        """
+        copy, number = self.path / "project.json.v1", 1
+        text = self._json.read_text(encoding="utf-8")
+        while copy.exists() and copy.read_text(encoding="utf-8") != text:
+            copy, number = self.path / f"project.json.v1.{number}", number + 1
+        write_text(copy, text)
+        for record in self._file.volumes:
+            self.annotation(record.name).begin(record.status or SliceStatus())
+        volumes = tuple(record.model_copy(update={"status": None}) for record in self._file.volumes)
+        self._replace(format_version=FORMAT_VERSION, volumes=volumes)
 
     def _replace(self, **changes: object) -> None:
-        """Save with some fields replaced; when saving fails the project stays as it was."""
-        before = self._file
-        self._file = before.model_copy(update=changes)
-        try:
-            self.save()
-        except BaseException:
-            self._file = before
-            raise
+        """Save with some fields replaced; when saving fails the project stays as it was. Call inside `_changing`."""
+        file = self._file.model_copy(update=changes)
+        write_text(self._json, file.text)
+        self._file, self._text, self._stamp = file, file.text.encode(), stamp(self._json)
+
+    def _reread(self) -> None:
+        """Read ``project.json``; InputError when it is damaged or not there."""
+        with self._file_lock:
+            before = stamp(self._json)
+            try:
+                text = self._json.read_bytes()
+            except FileNotFoundError as error:
+                raise InputError(f"{self.path} is no project: it has no project.json") from error
+            except OSError as error:
+                raise MissingFileError(
+                    f"{self._json}: cannot be read ({error.strerror}); check its permissions"
+                ) from error
+            if text != self._text:
+                self._file = _parsed(self._json, text)
+            self._text, self._stamp = text, before
 
     def _open_volume(self, record: VolumeRecord) -> Volume:
         tried = dict.fromkeys((_resolved(record.source, self.path), record.absolute_source))
@@ -516,6 +609,44 @@ class Project:
             f"the image of volume {record.name!r} is missing: {' and '.join(tried)}; put it back there,"
             f" or edit `source` in {self.path / 'project.json'}; what was painted is safe"
         ) from failure
+
+
+def _parsed(path: Path, text: bytes) -> ProjectFile:
+    try:
+        data = json.loads(text.decode("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); restore it from a copy") from error
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version not in (1, FORMAT_VERSION):
+        raise InputError(
+            f"{path}: format version {version!r}; this program reads versions 1 to {FORMAT_VERSION}."
+            " Update napari-slicelabel if the project was made by a newer one"
+        )
+    try:
+        return ProjectFile.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"{path} is damaged ({_first(error)}); restore it from a copy") from error
+
+
+def _merged_classes(
+    base: Sequence[LabelClass], given: Sequence[LabelClass | str], now: Sequence[LabelClass]
+) -> tuple[LabelClass, ...]:
+    """Return the classes that are there `now` with the change from `base` to `given`; InputError where they clash."""
+    before, current = {c.id: c for c in base}, {c.id: c for c in now}
+    gone = before.keys() - {c.id for c in given if isinstance(c, LabelClass)}
+    merged: list[LabelClass | str] = [c for c in now if c.id not in gone]
+    for item in given:
+        if isinstance(item, str):
+            merged.append(item)
+        elif before.get(item.id) != item and current.get(item.id) != item:
+            if current.get(item.id) != before.get(item.id):
+                raise InputError(
+                    f"class {item.id} {item.name}: another program has just made it"
+                    f" {current[item.id].name if item.id in current else 'go'}; look at the classes and try again"
+                )
+            merged = [c for c in merged if not (isinstance(c, LabelClass) and c.id == item.id)]
+            merged.append(item)
+    return make_classes(merged)
 
 
 def _record(volume: Volume, folder: Path, name: str | None, taken: Iterable[str], level: int) -> VolumeRecord:
