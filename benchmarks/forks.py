@@ -149,8 +149,10 @@ def answering(function: Callable[..., Any], *arguments: Any) -> Any:
     return ended.answer
 
 
-def killed_at(number: int, folder: Path, work: Callable[[], int | None], count: Path) -> Callable[[], int | None]:
-    """Return `work` that kills itself just before it changes a file in `folder` for the `number`-th time.
+def killed_at(
+    number: int, folder: Path, work: Callable[[], int | None], count: Path, by: int = signal.SIGKILL
+) -> Callable[[], int | None]:
+    """Return `work` that sends itself a signal just before it changes a file in `folder` for the `number`-th time.
 
     Counted are renames, removals, new files and folders, files opened to be written, and fsync. With number 0 nothing
     is killed and their count is written into a file.
@@ -163,7 +165,7 @@ def killed_at(number: int, folder: Path, work: Callable[[], int | None], count: 
         def change() -> None:
             last[0] = next(changes)
             if last[0] == number:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), by)
 
         _on_changes(folder, change)
         code = work()

@@ -40,8 +40,8 @@ class Kill:
     ----------
     command : str
         Name in COMMANDS.
-    mode : {"change", "moment"}
-        Before a change of a file, or at a moment.
+    mode : {"change", "moment", "interrupt"}
+        SIGKILL before a change of a file, or at a moment; or SIGINT (Ctrl-C) before a change.
     at : float
         The number of the change, or seconds.
     """
@@ -66,6 +66,7 @@ class Report:
 
     kills: int = 0
     at_changes: int = 0
+    interrupts: int = 0
     strokes_lost: int = 0
     runs_resumed: int = 0
     runs_never_begun: int = 0
@@ -74,7 +75,8 @@ class Report:
 
     def __str__(self) -> str:
         return (
-            f"{self.kills} kills ({self.at_changes} at a change of a file), {self.strokes_lost} strokes lost, "
+            f"{self.kills} kills ({self.at_changes} at a change of a file), {self.interrupts} interrupts, "
+            f"{self.strokes_lost} strokes lost, "
             f"{self.runs_resumed} runs resumed or finished, {self.runs_never_begun} had not begun, "
             f"{len(self.problems)} problems"
         )
@@ -157,8 +159,9 @@ class Storm:
     def draw(self, command: Command, rng: random.Random) -> Kill:
         """Return a kill of a command."""
         untouched = self.untouched(command)
-        if untouched.changes and rng.random() < 0.5:
-            return Kill(command.name, "change", rng.randint(1, untouched.changes))
+        if untouched.changes and rng.random() < 0.6:
+            mode = "interrupt" if command.speaks and rng.random() < 0.15 else "change"
+            return Kill(command.name, mode, rng.randint(1, untouched.changes))
         return Kill(command.name, "moment", round(rng.random() * untouched.seconds, 4))
 
     def strike(self, kill: Kill) -> bool:
@@ -168,16 +171,22 @@ class Storm:
         folder = self.projects.fresh(command.state)
         before = run_ids(folder)
         work = command.work(folder)
-        if kill.mode == "change":
-            ended = fork(killed_at(int(kill.at), folder, work, self.folder / "count"), folder=folder)
-        else:
+        if kill.mode == "moment":
             ended = fork(work, folder=folder, kill_after=kill.at)
-        if ended.code != -signal.SIGKILL:
+        else:
+            by = signal.SIGINT if kill.mode == "interrupt" else signal.SIGKILL
+            ended = fork(killed_at(int(kill.at), folder, work, self.folder / "count", by), folder=folder)
+        problems = []
+        if kill.mode == "interrupt":
+            self.report.interrupts += 1
+            problems += _misses(ended)
+        elif ended.code == -signal.SIGKILL:
+            self.report.kills += 1
+            self.report.at_changes += kill.mode == "change"
+            self.report.by_command[kill.command] += 1
+        else:
             return False
-        self.report.kills += 1
-        self.report.at_changes += kill.mode == "change"
-        self.report.by_command[kill.command] += 1
-        problems = list(self._problems(command, folder, before, untouched))
+        problems += self._problems(command, folder, before, untouched)
         self.report.strokes_lost += sum("lost" in problem for problem in problems)
         for problem in problems:
             self.report.problems.append({"kill": str(kill), "problem": problem})
@@ -222,6 +231,14 @@ class Storm:
     def _export(self, folder: Path, run_id: str) -> list[str]:
         arguments = ("export", folder / "p.slicelabel", "--run", run_id, "--to", folder / "after.tif", "--force")
         return list(_refusals(fork(slicelabel(*arguments), folder=folder), "export of the run"))
+
+
+def _misses(ended: Ended) -> list[str]:
+    """Return what is wrong with how a command ended that got Ctrl-C; it may have ended by itself before it heard."""
+    said = "Interrupted." in ended.last_words and "Traceback" not in ended.err
+    if (ended.code == 130 and said) or (ended.code == 0 and "Traceback" not in ended.err):
+        return []
+    return [f"Ctrl-C: exit {ended.code}: {ended.err.strip()[-200:]}"]
 
 
 def names(folder: Path) -> frozenset[str]:

@@ -113,6 +113,8 @@ class Command:
         Whether it makes the project.
     short : bool
         Whether the short form kills it.
+    speaks : bool
+        Whether it is one of the command line, which says something when it is interrupted.
     """
 
     name: str
@@ -124,6 +126,7 @@ class Command:
     resumes: Callable[[Path], tuple[str, ...]] = lambda _: ()
     makes: bool = False
     short: bool = True
+    speaks: bool = True
 
 
 # states
@@ -561,7 +564,7 @@ COMMANDS: dict[str, Command] = {
         Command("evaluate", "finished interpolate", _evaluate, _scores, lost_strokes),
         *_export_commands(),
         *_apply_commands(),
-        Command("write_slice", "painted", _stroke, _painted, _lost_of_strokes),
-        Command("set_classes", "painted", _set_classes, _painted, _lost_classes),
+        Command("write_slice", "painted", _stroke, _painted, _lost_of_strokes, speaks=False),
+        Command("set_classes", "painted", _set_classes, _painted, _lost_classes, speaks=False),
     )
 }

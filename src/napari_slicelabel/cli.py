@@ -44,6 +44,7 @@ app = App(
     name="slicelabel",
     help="Label a whole 3D image from a few painted slices.",
     version=_version,
+    suppress_keyboard_interrupt=False,  # `main` says what was kept
     help_epilogue="JSON goes to stdout, words to stderr. Exit codes: 0 done, 2 bad input, 130 interrupted.",
 )
 _LOOP = Group("The loop", sort_key=1)
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(_how_to_resume(tokens, stop.run_id))
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
-        say("Interrupted.")
+        say(_how_to_resume(tokens, None))
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001 - whatever it is, a user gets one line, and a developer the file
         say(f"slicelabel: {_unforeseen(error)}")
@@ -626,11 +627,20 @@ def _config_of_run(project: "Project", run_id: str, device: Device | None) -> "M
     return config if device is None else config.model_copy(update={"device": device})
 
 
+_KEPT = {
+    "new": "No project was made.",
+    "select": "What was looked at is kept; the same command goes on.",
+    "annotate": "The slices that were taken over are kept; the same command goes on with the others.",
+    "evaluate": "Nothing was changed.",
+    "export": "No file was replaced; the same command begins anew.",
+    "apply": "The parts that are done are kept; the same command goes on with the others.",
+}
+"""What of a command is there after it was interrupted."""
+
+
 def _how_to_resume(tokens: Sequence[str], run_id: str | None) -> str:
-    if tokens[:1] == ["apply"]:
-        return "Interrupted. The parts that are done are kept; the same command goes on with the others."
     if run_id is None:
-        return "Interrupted."
+        return " ".join(["Interrupted.", *(_KEPT[word] for word in tokens[:1] if word in _KEPT)])
     kept = f"Interrupted. Everything accepted so far is kept in run {run_id}."
     if tokens[:1] == ["run"]:
         return f"{kept} Go on with: slicelabel run {tokens[1]} --resume {run_id}"
