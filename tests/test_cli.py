@@ -249,16 +249,20 @@ def test_annotate_makes_classes_of_the_values_it_finds(
 def test_annotate_overwrites_only_when_forced(
     painted: Path, labels_file: Path, tiny_stack: Sample, tmp_path: Path, slicelabel: Callable[..., Answer]
 ) -> None:
-    again = ["annotate", painted, "--labels", labels_file, "--slices", "2,3"]
-    assert_refused(slicelabel(*again), "z2", "--force")
-    assert Project.open(painted).annotation("tiny").complete("z") == (2, 7, 12), "nothing was written"
-    assert slicelabel(*again, "--force").code == 0
-
     np.save(tmp_path / "turned.npy", tiny_stack.labels[::-1])
+    other = ["annotate", painted, "--labels", tmp_path / "turned.npy", "--slices", "2,3"]
+    assert_refused(slicelabel(*other), "z2", "--force")
+    assert Project.open(painted).annotation("tiny").complete("z") == (2, 7, 12), "nothing was written"
+    assert slicelabel(*other, "--force").code == 0
+    assert slicelabel("annotate", painted, "--labels", labels_file, "--slices", "2,3", "--force").code == 0
+
     crossing = ["annotate", painted, "--labels", tmp_path / "turned.npy", "--axis", "y", "--slices", "5"]
     assert_refused(slicelabel(*crossing), "y5", "--force")
     agreeing = ["annotate", painted, "--labels", labels_file, "--axis", "y", "--slices", "5"]
     assert slicelabel(*agreeing).code == 0
+    again = ["annotate", painted, "--labels", labels_file, "--slices", "2,3,5"]
+    assert slicelabel(*again).code == 0, "what is painted so already is no conflict"
+    assert Project.open(painted).annotation("tiny").complete("z") == (2, 3, 5, 7, 12)
 
 
 def test_annotate_refuses_values_without_class_unless_told_to_add_them(
@@ -455,6 +459,21 @@ def test_interruption_exit_code(
     assert answer.out == ""
     if isinstance(error, terminal.Interrupted):
         assert "slicelabel run my.slicelabel --resume r1" in answer.err
+
+
+@pytest.mark.parametrize("words", ["new p a.tif", "annotate p --labels a.tif --every 2", "export p --run r --to a.tif"])
+def test_ctrl_c_says_what_was_kept(
+    words: str, monkeypatch: pytest.MonkeyPatch, slicelabel: Callable[..., Answer]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for function in ("create", "open"):
+        monkeypatch.setattr(Project, function, interrupted)
+    answer = slicelabel(*words.split())
+    assert answer.code == 130
+    (line,) = answer.err.strip().splitlines()
+    assert line.startswith("Interrupted. ")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

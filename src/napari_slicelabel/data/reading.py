@@ -5,10 +5,39 @@ import json
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 MOST_BYTES = 64 * 2**20
 """No file that is read whole (records, tables, settings) comes near."""
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """Open a file to be read.
+
+    Parameters
+    ----------
+    path : Path
+        The file. A pipe or a device only if it stands below /dev, as ``/dev/stdin`` does.
+
+    Returns
+    -------
+    file
+        To be closed by the caller.
+
+    Raises
+    ------
+    OSError
+        As `open` raises it; and where it is no file.
+    """
+    # a pipe that nobody writes to would keep `open` waiting
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    file = os.fdopen(descriptor, "rb")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        if not str(path).startswith("/dev/"):
+            file.close()
+            raise OSError(errno.EINVAL, "it is no file")
+        os.set_blocking(descriptor, True)
+    return file
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -17,7 +46,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     Parameters
     ----------
     path : Path
-        The file. A pipe or a device only if it stands below /dev, as ``/dev/stdin`` does.
+        As `open_file` takes it.
     most : int
         The most bytes it may hold.
 
@@ -29,20 +58,12 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     Raises
     ------
     OSError
-        As `open` raises it; and where it is no file, or holds more.
+        As `open_file` raises it; and where it holds more.
     """
-    # a pipe that nobody writes to would keep `open` waiting
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if stat.S_ISREG(status.st_mode):
-            most_now = min(status.st_size, most)
-        elif str(path).startswith("/dev/"):
-            os.set_blocking(descriptor, True)
-            most_now = most
-        else:
-            raise OSError(errno.EINVAL, "it is no file")
-        content = file.read(most_now + 1)
+    with open_file(path) as file:
+        status = os.fstat(file.fileno())
+        # for a device the size says nothing
+        content = file.read(1 + (min(status.st_size, most) if stat.S_ISREG(status.st_mode) else most))
     if len(content) > most:
         raise OSError(errno.EFBIG, f"it holds more than {most // 2**20} MB")
     return content

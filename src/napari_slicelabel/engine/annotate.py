@@ -47,16 +47,14 @@ def copy_slices(
     Raises
     ------
     InputError
-        Another shape, no slice, a slice that does not exist or is painted already, label values above 254 (instances),
-        values that are no class, or nothing but background.
+        Another shape, no slice, a slice that does not exist or is painted in another way, label values above 254
+        (instances), values that are no class, or nothing but background.
     StorageError
         The project cannot be written.
     """
     _check_shape(project, volume, labels)
     if not refs:
         raise InputError("no slice was chosen; name at least one")
-    if not force:
-        _refuse_painted(project, volume, refs)
     values: set[int] = set()
     for done, ref in enumerate(refs, start=1):
         plane = _read(labels, ref)
@@ -80,20 +78,18 @@ def _check_shape(project: Project, volume: str, labels: Volume) -> None:
         )
 
 
-def _refuse_painted(project: Project, volume: str, refs: Sequence[SliceRef]) -> None:
-    annotation = project.annotation(volume)
-    taken = [str(ref) for ref in refs if ref.index in annotation.annotated(ref.axis)]
-    if taken:
-        raise InputError(f"slices painted already: {', '.join(taken)}; use --force to replace what is painted there")
-
-
 def _refuse_conflict(project: Project, volume: str, ref: SliceRef, plane: NDArray[np.integer]) -> None:
-    """Refuse to change what was painted in slices of another axis that cross this one."""
-    known = project.annotation(volume).supervision(ref)
+    """Refuse to change what is painted, in the slice itself or in those of another axis that cross it.
+
+    What is painted as the labels have it is no conflict: a command that was killed goes on where it is given again.
+    """
+    annotation = project.annotation(volume)
+    known = annotation.supervision(ref)
     differing = int(np.count_nonzero(known.known & (known.target != plane)))
     if differing:
+        where = "already" if ref.index in annotation.annotated(ref.axis) else "along another axis"
         raise InputError(
-            f"slice {ref}: {differing} voxels painted along another axis have other labels; use --force to replace them"
+            f"slice {ref}: {differing} voxels painted {where} have other labels; use --force to replace them"
         )
 
 
