@@ -7,6 +7,7 @@ import json
 import os
 import random
 import socket
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from napari_slicelabel.data.boxes import SliceRef
+from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine import context as context_module
 from napari_slicelabel.engine.config import MethodConfig, build_config
 from napari_slicelabel.engine.devices import resolve_device
@@ -23,13 +25,12 @@ from napari_slicelabel.engine.record import RunRecord, new_run_folder, newest_fi
 from napari_slicelabel.engine.run import resume_config, run
 from napari_slicelabel.engine.stores import SliceStore
 from napari_slicelabel.engine.work import Work
-from napari_slicelabel.errors import BusyError, DeviceError, InputError, MissingFileError, StorageError
+from napari_slicelabel.errors import BusyError, DeviceError, InputError, MissingFileError, SliceLabelError, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from napari_slicelabel.data.project import Project
     from napari_slicelabel.engine.context import RunContext
 
 
@@ -332,6 +333,7 @@ class TestResume:
         with path.open("a") as file:
             file.write('{"event": "SliceDone", "volume": "ti')
         (path.parent / "prediction" / ".12345678.part.tiny.zarr").mkdir()
+        (path.parent / ".sums.tiny.part.zarr").mkdir()
         chunk = path.parent / "prediction" / "tiny.zarr" / "0" / "c" / "0" / "0"
         chunk.mkdir(parents=True, exist_ok=True)
         (chunk / f"0.{'a' * 32}.partial").touch()
@@ -452,3 +454,30 @@ def test_run_ids_are_different_and_sorted(tmp_path: Path) -> None:
     assert len(set(names)) == 12
     stamps = [name.rpartition("-m")[0] for name in names]
     assert stamps == sorted(stamps)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
+@pytest.mark.parametrize(
+    "name", ["run.lock", "runs/R/run.json", "runs/R/events.jsonl", "runs/R/slices.csv", "runs/R/prediction", "runs/R"]
+)
+def test_nothing_outside_of_the_project_is_written(painted: Project, tmp_path: Path, method: Any, name: str) -> None:
+    """A project from somebody else holds links: none is followed to be written or removed."""
+    events = run(painted, method(fill))
+    for _ in range(5):
+        next(events)
+    events.close()
+    run_id = painted.run_ids()[0]
+    inside, outside = painted.path / name.replace("R", run_id), tmp_path / "outside"
+    if inside.exists():
+        inside.rename(outside)
+    else:
+        outside.write_text("precious")
+    inside.symlink_to(outside, target_is_directory=outside.is_dir())
+    before = {path: path.read_bytes() for path in (outside, *outside.rglob("*")) if path.is_file()}
+    said = ""
+    try:
+        list(run(Project.open(painted.path), resume=run_id))
+    except SliceLabelError as error:
+        said = str(error)
+    assert not said or "link" in said
+    assert {path: path.read_bytes() for path in (outside, *outside.rglob("*")) if path.is_file()} == before

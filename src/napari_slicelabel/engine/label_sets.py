@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from napari_slicelabel.data.boxes import AXES, Axis, Box
-from napari_slicelabel.data.files import remove, storage_errors
+from napari_slicelabel.data.files import make_folder, remove, write_text
 from napari_slicelabel.data.reading import read_text
 from napari_slicelabel.engine.blocks import BlockReader, along
 from napari_slicelabel.engine.stores import SliceStore
@@ -72,9 +72,8 @@ class LabelSets:
         """Note on the disk that all of a set is written, and from what: any text."""
         self._flush()
         path = self._folder / which / _COMPLETE
-        with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(made_from, encoding="utf-8")
+        make_folder(path.parent)
+        write_text(path, made_from)
 
     def is_finished(self, which: str, made_from: str) -> bool:
         """Return whether all of a set is on the disk, and made from that."""
@@ -117,8 +116,7 @@ class LabelSets:
         if (kind, which, volume) not in self._slabs:
             axis: Axis = which if which in AXES else self._context.axis
             path = self._folder / which / kind / f"{volume}.zarr"
-            with storage_errors(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             self._slabs[kind, which, volume] = _Slabs(path, self._context.volume(volume), axis)
         return self._slabs[kind, which, volume]
 

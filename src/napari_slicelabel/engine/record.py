@@ -10,13 +10,13 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, TextIO
+from typing import IO, TYPE_CHECKING, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from napari_slicelabel.data.boxes import Axis
-from napari_slicelabel.data.files import storage_errors, write_text
-from napari_slicelabel.data.reading import read_bytes
+from napari_slicelabel.data.files import make_folder, open_own, storage_errors, write_text
+from napari_slicelabel.data.reading import open_file, read_bytes
 from napari_slicelabel.engine.config import LEAST_FOR_CALIBRATION
 from napari_slicelabel.engine.events import Event, from_json, to_json
 from napari_slicelabel.engine.pieces import Piece, pieces
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 RECORD_NAME = "run.json"
 JOURNAL_NAME = "events.jsonl"
+# in bytes; a traceback, the longest note, takes some thousand
+_LONGEST_LINE = 2**24
 
 # Labels a held-out slice from annotated ones on both sides of it; networks need others somewhere.
 _FROM_BOTH_SIDES = "interpolate"
@@ -146,8 +148,8 @@ def new_run_folder(runs: Path, method: str) -> Path:
         Disk full, no permission.
     """
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
+    make_folder(runs)
     with storage_errors(runs, "create a folder in"):
-        runs.mkdir(parents=True, exist_ok=True)
         counter = 1
         while True:
             folder = runs / (f"{stamp}-{method}" + (f"-{counter}" if counter > 1 else ""))
@@ -200,7 +202,7 @@ class Journal:
         self.path = path
         with storage_errors(path):
             _cut_torn_line(path)
-            self._file: TextIO = path.open("a", encoding="utf-8", newline="\n")
+            self._file: IO[str] = open_own(path, "a", encoding="utf-8", newline="\n")
 
     def write(self, event: Event) -> None:
         """Append one event.
@@ -248,10 +250,14 @@ def read_events(path: Path) -> Iterator[Event]:
     StorageError
         A line before the last one is damaged.
     """
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+    with storage_errors(path, "read"):
+        if not path.exists():
+            return
+        file = open_file(path)
+    with file:
+        number = 0
+        while line := _read_line(file, path):
+            number += 1
             if not line.endswith(b"\n"):
                 return
             try:
@@ -261,12 +267,22 @@ def read_events(path: Path) -> Iterator[Event]:
                 raise StorageError(f"{path}, line {number}: not an event; delete the line to go on") from error
 
 
+def _read_line(file: IO[bytes], path: Path) -> bytes:
+    with storage_errors(path, "read"):
+        line = file.readline(_LONGEST_LINE)
+    if len(line) == _LONGEST_LINE:
+        raise StorageError(f"{path}: a line is too long to be an event; start a new run")
+    return line
+
+
 def _cut_torn_line(path: Path) -> None:
     if not path.exists():
         return
-    with path.open("rb+") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
+    with open_own(path, "rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - _LONGEST_LINE))
+        torn = len(file.read().rpartition(b"\n")[2])
+        file.truncate(end - torn)
 
 
 @contextmanager
@@ -292,7 +308,7 @@ def run_lock(path: Path) -> Iterator[None]:
     file systems know no locks; there the file's process id and host decide.
     """
     with storage_errors(path, "lock"):
-        file = path.open("a+", encoding="utf-8")
+        file = open_own(path, "a+", encoding="utf-8")
     with file:
         file.seek(0)
         owner = file.read().strip()
@@ -313,7 +329,7 @@ def run_lock(path: Path) -> Iterator[None]:
 
 if sys.platform == "win32":  # pragma: no cover
 
-    def _acquire(file: TextIO, owner: str) -> bool:
+    def _acquire(file: IO[str], owner: str) -> bool:
         import msvcrt
 
         # a byte far behind the text, which others may then still read
@@ -328,7 +344,7 @@ if sys.platform == "win32":  # pragma: no cover
 
 else:
 
-    def _acquire(file: TextIO, owner: str) -> bool:
+    def _acquire(file: IO[str], owner: str) -> bool:
         import fcntl
 
         try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
-from napari_slicelabel.data.files import remove, storage_errors, sweep
+from napari_slicelabel.data.files import open_own, remove, storage_errors, sweep
 from napari_slicelabel.engine.config import MethodConfig, build_config, unknown
 from napari_slicelabel.engine.context import RunContext, needs_review, refuse_lost
 from napari_slicelabel.engine.devices import resolve_device
@@ -293,8 +293,8 @@ class _Session:
 
     def _work(self) -> Iterator[Event]:
         reserve = self.folder / _RESERVE_NAME
-        with storage_errors(reserve):
-            reserve.write_bytes(b"\xff" * _RESERVE_BYTES)
+        with open_own(reserve, "wb") as file, storage_errors(reserve):
+            file.write(b"\xff" * _RESERVE_BYTES)
         self.record = self.record.model_copy(update={"outcome": "running", "error": ""})
         self.record.save(self.folder)
         yield self._journalled(self._started())
@@ -384,6 +384,8 @@ def _device_errors() -> Iterator[None]:
 
 def _sweep(folder: Path) -> None:
     """Remove what a killed part of the run left half-written; the run's lock is held."""
+    for scratch in folder.glob(".*.part.zarr"):
+        remove(scratch)
     for place, _, _ in os.walk(folder):
         sweep(Path(place), alone=True)
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from napari_slicelabel.data.files import replacing, storage_errors, write_text
+from napari_slicelabel.data.files import make_folder, remove, replacing, storage_errors, write_text
 from napari_slicelabel.data.reading import read_bytes
 from napari_slicelabel.errors import StorageError
 
@@ -44,7 +44,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     # clone: safetensors refuses tensors that share memory, such as tied weights or views of one buffer
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with replacing(path) as temporary:
             try:
                 save_file(plain, temporary)
@@ -81,7 +81,7 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], extra: Mapping[str, 
     for stale in folder.iterdir():
         if stale.name not in (name, _INDEX):
             with suppress(OSError):
-                stale.unlink()
+                remove(stale)
 
 
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, JsonValue]] | None:

@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 
 from napari_slicelabel.data.boxes import AXES, Axis, Box, SliceRef
-from napari_slicelabel.data.files import replacing, storage_errors
+from napari_slicelabel.data.files import make_folder, own_path, remove, replacing, storage_errors
 from napari_slicelabel.data.ngff import create_label_image
 from napari_slicelabel.errors import StorageError
 
@@ -166,6 +166,8 @@ class SliceStore:
             Disk full, no permission.
         """
         self.create()
+        for key in self._chunk_keys(index):
+            own_path(self.folder / "0" / key)
         with self.errors("write"):
             self.array()[self._key(index)] = np.expand_dims(values, AXES.index(self._axis))
 
@@ -213,7 +215,7 @@ class SliceStore:
         return (array.metadata.encode_chunk_key(numbers) for numbers in product(*grid))
 
     def _create(self) -> None:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder.parent)
         thickness, side = self._chunk
         chunks = tuple(thickness if axis == self._axis else side for axis in AXES)
         with replacing(self.folder) as temporary:
@@ -270,8 +272,8 @@ class LazyLabels:
 def _take_file(source: Path, target: Path) -> None:
     """Replace a file by a copy of another one in one step, or remove it where there is no other."""
     if not source.exists():
-        target.unlink(missing_ok=True)
+        remove(target)
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with replacing(target) as temporary:
         shutil.copyfile(source, temporary)

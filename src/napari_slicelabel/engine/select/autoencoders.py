@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from napari_slicelabel.data.files import remove
 from napari_slicelabel.engine.events import Metric, Progress
 from napari_slicelabel.engine.state import load_state, save_state
 from napari_slicelabel.errors import InputError, StorageError
@@ -257,7 +257,7 @@ class _Training:
             state = load_state(folder)
         except StorageError:
             state = None
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
         if state is None:
             return
         tensors, extra = state

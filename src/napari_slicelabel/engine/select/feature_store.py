@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from napari_slicelabel.data.files import replacing, storage_errors
+from napari_slicelabel.data.files import make_folder, remove, replacing, storage_errors
 from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Metric, Progress
 
@@ -91,10 +90,10 @@ def stored_features(
     unfinished = file.with_suffix(".training")
     rows = yield from provider.compute(stacks, device, request.rng, request.options, unfinished)
     with storage_errors(file):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with replacing(file) as temporary:
             save_file({"features": np.ascontiguousarray(rows)}, temporary, {"facts": facts})
-    shutil.rmtree(unfinished, ignore_errors=True)
+    remove(unfinished)
     _keep_newest(folder)
     return rows
 
@@ -115,7 +114,6 @@ def _read(file: Path, facts: str, count: int) -> "NDArray[np.float32] | None":
 def _keep_newest(folder: Path) -> None:
     files = sorted(folder.glob("[!.]*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
     for path in files[:-KEPT]:
-        with storage_errors(path, "remove"):
-            path.unlink(missing_ok=True)
+        remove(path)
     for path in sorted(folder.glob("[!.]*.training"), key=lambda path: path.stat().st_mtime_ns)[:-KEPT]:
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)

@@ -1,17 +1,18 @@
 """Every slice of a stack as a small picture: what slices are compared by, and what lists show."""
 
 import json
+import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from napari_slicelabel.data.boxes import SliceRef
-from napari_slicelabel.data.files import storage_errors, write_text
-from napari_slicelabel.data.reading import read_json
+from napari_slicelabel.data.files import make_folder, open_own, storage_errors, write_text
+from napari_slicelabel.data.reading import open_file, read_json
 from napari_slicelabel.engine.events import Progress
 from napari_slicelabel.engine.select.candidates import Stack
 
@@ -77,20 +78,18 @@ def make_thumbnails(project: "Project", stack: Stack) -> Generator[Progress, Non
     folder = project.path / "selection" / "thumbnails"
     file, note = (folder / f"{stack.volume}-{stack.axis}{suffix}" for suffix in (".npy", ".json"))
     facts = {"version": _VERSION, "source": _fingerprint(volume), "slices": stack.depth, "channels": volume.channels}
-    with storage_errors(folder, "create"):
-        folder.mkdir(parents=True, exist_ok=True)
-    done = _done(note, file, facts)
+    make_folder(folder)
     shape = (stack.depth, volume.channels, SIDE_PX, SIDE_PX)
-    with storage_errors(file):
-        pictures = np.lib.format.open_memmap(file, mode="r+" if done else "w+", dtype=np.uint8, shape=shape)
+    done = _done(note, file, facts, shape)
     stage = f"look at {stack.volume} {stack.axis}"
-    for index in range(done, stack.depth):
-        pictures[index] = small_picture(volume, SliceRef(stack.axis, index))
-        if (index + 1) % _SAVE_EVERY == 0 or index + 1 == stack.depth:
-            with storage_errors(file):
+    # written as a file: a memory map of blocks that a full disk does not have would end the process
+    with storage_errors(file), _open_at(file, done, shape) as pictures:
+        for index in range(done, stack.depth):
+            pictures.write(small_picture(volume, SliceRef(stack.axis, index)).tobytes())
+            if (index + 1) % _SAVE_EVERY == 0 or index + 1 == stack.depth:
                 pictures.flush()
-            write_text(note, json.dumps({**facts, "done": index + 1}))
-        yield Progress(stage, index + 1, stack.depth)
+                write_text(note, json.dumps({**facts, "done": index + 1}))
+            yield Progress(stage, index + 1, stack.depth)
     with storage_errors(file, "read"):
         return Thumbnails(stack, np.load(file, mmap_mode="r"), str(facts["source"]))
 
@@ -133,15 +132,35 @@ def _fingerprint(volume: "Volume") -> str:
     return f"{volume.source}|{volume.shape}|{volume.dtype}|{changed}"
 
 
-def _done(note: Path, file: Path, facts: dict[str, object]) -> int:
+def _done(note: Path, file: Path, facts: dict[str, object], shape: tuple[int, ...]) -> int:
     """Return how many thumbnails are on disk and right."""
     try:
         known = read_json(note)
         right = {key: known[key] for key in facts} == facts
         done = int(known["done"])
-        stored = np.load(file, mmap_mode="r", allow_pickle=False)
+        enough = file.stat().st_size >= _offset(file, shape) + done * math.prod(shape[1:])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, EOFError):
         return 0
-    shape = (facts["slices"], facts["channels"], SIDE_PX, SIDE_PX)
-    fits = right and stored.dtype == np.uint8 and stored.shape == shape
-    return done if fits and 0 < done <= stored.shape[0] else 0
+    return done if right and enough and 0 < done <= shape[0] else 0
+
+
+def _offset(file: Path, shape: tuple[int, ...]) -> int:
+    """Return where the values of a .npy file begin; ValueError if it holds others than these."""
+    with open_file(file) as opened:
+        if np.lib.format.read_magic(opened) != (1, 0):
+            raise ValueError("not of version 1.0")
+        found, fortran, dtype = np.lib.format.read_array_header_1_0(opened)
+        if found != shape or fortran or dtype != np.uint8:
+            raise ValueError(f"{dtype} of shape {found}")
+        return opened.tell()
+
+
+def _open_at(file: Path, done: int, shape: tuple[int, ...]) -> IO[bytes]:
+    """Open a .npy file to be written behind the first `done` pictures; a new one if there is none."""
+    if done:
+        opened = open_own(file, "r+b")
+        opened.seek(_offset(file, shape) + done * math.prod(shape[1:]))
+        return opened
+    opened = open_own(file, "wb")
+    np.lib.format.write_array_header_1_0(opened, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return opened
