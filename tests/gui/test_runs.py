@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from napari_slicelabel.data.boxes import AXES, Axis
+from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
 from napari_slicelabel.engine.context import HUMAN, run_store
 from napari_slicelabel.engine.events import SliceDone
 from napari_slicelabel.engine.record import JOURNAL_NAME, Journal, RunRecord, run_lock
@@ -174,6 +174,25 @@ def test_differences_are_shown_alone(project: Project, shelf: Shelf) -> None:
     shelf.drop("run-2")
     assert shelf.compared == ""
     assert np.unique(shown(shelf)[2]).tolist() == [1]
+
+
+def test_what_is_hidden_is_not_drawn_and_still_there() -> None:
+    class Drawn(ResultArray):
+        def plane(self, axis: Axis, index: int) -> np.ndarray:
+            ref = SliceRef(axis, index)
+            return self._drawn(ref.box(self.shape)).squeeze(ref.axis_number)
+
+        def _plane(self, ref: SliceRef) -> np.ndarray:
+            return np.ones(ref.box(self.shape).shape, np.uint8).squeeze(ref.axis_number)
+
+    array = Drawn((3, 4, 5))
+    array.hide({"z": frozenset({1}), "x": frozenset({0})})
+    assert not array.plane("z", 1).any()
+    assert not array.plane("x", 0).any()
+    assert array.plane("y", 2).tolist() == [[0, 1, 1, 1, 1], [0, 0, 0, 0, 0], [0, 1, 1, 1, 1]]
+    array.hide({})
+    assert array.plane("y", 2).all()
+    array.close()
 
 
 def test_deleting_a_run_leaves_the_others(project: Project, shelf: Shelf) -> None:

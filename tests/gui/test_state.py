@@ -42,7 +42,8 @@ def painted(*indices: int) -> dict[str, frozenset[int]]:
         pytest.param(None, LayerFacts(), RunState(), "open", id="nothing"),
         pytest.param(PROJECT, LAYERS, RunState(), "select", id="fresh"),
         pytest.param(replace(PROJECT, order=(SliceRef("z", 3),)), LAYERS, RunState(), "paint", id="proposed"),
-        pytest.param(replace(PROJECT, painted=painted(3)), LAYERS, RunState(), "propagate", id="painted"),
+        pytest.param(replace(PROJECT, painted=painted(3)), LAYERS, RunState(), "paint", id="painted"),
+        pytest.param(replace(PROJECT, complete=painted(3)), LAYERS, RunState(), "propagate", id="complete"),
         pytest.param(PROJECT, LAYERS, RunState(phase="running"), "running", id="running"),
         pytest.param(
             replace(PROJECT, painted=painted(3), scores=scores([0.5] * 10)), LAYERS, RunState(), "review", id="done"
@@ -70,6 +71,24 @@ def test_the_queue_begins_where_a_correction_repairs_most() -> None:
     assert review_queue(found, frozenset(), frozenset())[0].index == 8
     assert 8 not in [row.index for row in review_queue(found, frozenset({8}), frozenset())]
     assert 4 in [row.index for row in review_queue(found, frozenset(), frozenset({4}))]
+
+
+def test_what_is_complete_needs_no_review() -> None:
+    """Whichever way it became so; taken back, it is to be reviewed again."""
+    project = replace(PROJECT, scores=scores([0.5] * 10, human=(0,)), accepted=frozenset({4}), complete=painted(4, 5))
+    snapshot = resolve(project, LAYERS, RunState(), RunPlan())
+    assert {row.index for row in snapshot.queue} == {1, 2, 3, 6, 7, 8, 9}
+    assert {row.index for row in snapshot.reviewed} == {4, 5}
+    again = resolve(replace(project, accepted=frozenset(), complete=NONE), LAYERS, RunState(), RunPlan())
+    assert len(again.queue) == 9
+    assert not again.reviewed
+
+
+def test_slices_of_earlier_runs_are_stale_by_what_those_went_by() -> None:
+    found = replace(scores([0.5] * 10, human=(0,)), annotated=frozenset({0, 8}))
+    older = replace(found, earlier=((frozenset({4, 7}), frozenset({0})),))
+    assert stale_slices(found, frozenset({0, 8}), frozenset()) == frozenset()
+    assert stale_slices(older, frozenset({0, 8}), frozenset()) == {4, 7}
 
 
 def test_slices_near_new_paint_are_stale() -> None:

@@ -64,6 +64,12 @@ def learns_in_round_1(event: Event) -> bool:
     return isinstance(event, Progress) and event.stage == "round 1: learn"
 
 
+def words_on_canvas(bench: Bench) -> str:
+    viewer = bench.viewer
+    overlay = viewer.canvas.overlays.text if hasattr(viewer, "canvas") else viewer.text_overlay
+    return overlay.text if overlay.visible else ""
+
+
 def test_the_whole_loop(bench: Bench, stack: Sample) -> None:
     """Open, start, select, paint with the mouse, run, correct, review, export."""
     bench.start(stack.image, scale=stack.voxel_size, units=("nm",) * 3)
@@ -193,13 +199,22 @@ def test_shapes_and_copies_never_touch_what_is_painted(bench: Bench, stack: Samp
     bench.press("S")
     bench.settle()
     assert bench.snapshot.layers.preview == 3
+    assert bench.session.prediction.contour == 2
+    assert "not labels yet" in words_on_canvas(bench)
+    bench.press("Escape")
+    assert bench.snapshot.layers.preview == 0
+    assert bench.session.prediction.contour == 0
+    assert not words_on_canvas(bench)
+    bench.press("S")
+    bench.settle()
+    assert bench.snapshot.layers.preview == 3
     bench.session.choose_class(2)
     bench.drag((30, 30), (30, 34))
     mine = bench.session.store.read_plane(SliceRef("z", 6))
     assert mine.any()
     assert bench.session.prediction.data[5, :, :].any()
     assert not bench.session.store.read_plane(SliceRef("z", 5)).any()
-    bench.press("S")
+    bench.press("Return")
     bench.settle()
     after = bench.session.store.read_plane(SliceRef("z", 6))
     assert np.array_equal(after[mine > 0], mine[mine > 0])
@@ -337,6 +352,54 @@ def test_labels_stay_until_better_ones_exist(bench: Bench, stack: Sample, monkey
     bench.click(review.export)
     bench.settle()
     assert np.array_equal(tifffile.imread(target), before)
+
+
+def test_review_keeps_one_state_for_each_slice(bench: Bench, stack: Sample) -> None:
+    """J goes to the top; what is corrected is not drawn over by the prediction; what is complete is reviewed."""
+    bench.start(stack.image)
+    bench.paint_truth(stack.labels, [4, 11])
+    choose(bench, "interpolate")
+    run_to_end(bench)
+    queue = [row.index for row in bench.snapshot.queue]
+    assert len(queue) > 3
+    bench.session.jump(SliceRef("z", queue[2]))
+    bench.press("J")
+    assert bench.session.current == SliceRef("z", queue[0])
+    bench.press("J")
+    assert bench.session.current == SliceRef("z", queue[1])
+    bench.press("K")
+
+    ref, panel = SliceRef("z", queue[0]), bench.panel("ReviewPanel")
+    place = np.argwhere(bench.session.prediction.data[ref.index, :, :])[0]
+
+    def drawn() -> bool:
+        # what is under the mouse is read from what was drawn
+        return bool(bench.session.prediction.get_value((ref.index, *place)))
+
+    assert drawn()
+    bench.press("C")
+    bench.settle()
+    assert bench.session.store.read_plane(ref).any()
+    assert not drawn()
+    bench.press("Ctrl+Z")
+    bench.settle()
+    assert drawn()
+    bench.press("Ctrl+Shift+Z")
+    bench.settle()
+    bench.press("D")
+    bench.settle()
+    assert not drawn()
+    assert queue[0] not in [row.index for row in bench.snapshot.queue]
+    assert panel.queue.summary.text().startswith(f"1 of {len(queue)} reviewed")
+    bench.press("J")
+    bench.press("A")
+    bench.settle()
+    assert bench.snapshot.project.accepted == {bench.session.current.index}
+    assert panel.queue.summary.text().startswith(f"2 of {len(queue)} reviewed")
+    bench.press("Ctrl+Z")
+    bench.settle()
+    assert not bench.snapshot.project.accepted
+    assert panel.queue.summary.text().startswith(f"1 of {len(queue)} reviewed")
 
 
 def test_a_correction_is_taken_into_the_next_round(

@@ -33,15 +33,15 @@ class Step:
         Planes of an operation, and slices whose mark "complete" changed with it.
     before, after : dict of axis to frozenset of int
         Complete slices.
-    redone : callable, optional
-        Called in the background once the step was done again.
+    turned : callable, optional
+        Called in the background once the step was taken back (with False) or done again (with True).
     """
 
     stroke: bool = False
     changes: Changes = ()
     before: dict[Axis, frozenset[int]] = field(default_factory=dict)
     after: dict[Axis, frozenset[int]] = field(default_factory=dict)
-    redone: Work | None = None
+    turned: Callable[[bool], None] | None = None
     # marks that went besides when the step was taken back or done again, since older steps are forgotten
     _besides: Changes = ()
 
@@ -57,8 +57,8 @@ class Step:
         # a slice that was complete and empty then is so again
         store.undo([mark for mark in emptied if mark.ref.index in state[mark.ref.axis]])
         self._besides = tuple(mark for mark in emptied if mark.ref.index not in state[mark.ref.axis])
-        if forward and self.redone is not None:
-            self.redone()
+        if self.turned is not None:
+            self.turned(forward)
         touched = store.touched() if self.stroke else ()
         return tuple(dict.fromkeys((*touched, *(change.ref for change in self.changes))))
 
@@ -110,9 +110,14 @@ class History:
         """Declare a slice complete, or take that back, as a step of its own."""
         self._remember(self._with_marks(Step(), self._store.mark(ref, complete)))
 
-    def operate(self, work: Callable[[], Changes], done: Callable[[Changes], None], redone: Work | None = None) -> None:
+    def operate(
+        self,
+        work: Callable[[], Changes],
+        done: Callable[[Changes], None],
+        turned: Callable[[bool], None] | None = None,
+    ) -> None:
         """Change planes in the background. Strokes in the meantime come after it in the order of steps."""
-        step = Step(redone=redone)
+        step = Step(turned=turned)
         self._remember(step)
 
         def changed(changes: Changes) -> None:

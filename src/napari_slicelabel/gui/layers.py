@@ -144,6 +144,14 @@ def add_confidence(viewer: Any, result: ResultArray, name: str, image: Any, abou
     )
 
 
+def say_on_canvas(viewer: Any, text: str) -> None:
+    """Show a line over the canvas; with an empty text, take it away."""
+    # 0.9 on; before it the viewer itself has the overlay
+    overlay = viewer.canvas.overlays.text if hasattr(viewer, "canvas") else viewer.text_overlay
+    overlay.text = text
+    overlay.visible = bool(text)
+
+
 def put_brush_away(viewer: Any, layer: Any) -> None:
     """End painting in a labels layer that is about to be removed.
 

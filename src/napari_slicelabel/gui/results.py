@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from napari_slicelabel.engine.stores import SliceStore
 
+    Hidden = Mapping[Axis, frozenset[int]]
+
 _KEPT_BYTES = 96 * 2**20
 _CHUNKS_AT_ONCE = 4
 # Planes that are put together at once: what that takes besides the result stays small.
@@ -71,6 +73,7 @@ class ResultArray(VirtualArray):
         super().__init__(shape)
         self._sources: tuple[Source, ...] = ()
         self._against: tuple[Source, ...] = ()
+        self._hidden: Hidden = {}
         self._preview: dict[SliceRef, NDArray[np.uint8]] = {}
         self._planes: OrderedDict[SliceRef, NDArray[np.uint8]] = OrderedDict()
         self._stale: set[SliceRef] = set()
@@ -118,6 +121,11 @@ class ResultArray(VirtualArray):
         with self._lock:
             self._preview = dict(planes)
 
+    def hide(self, slices: Hidden) -> None:
+        """Draw nothing in some slices, by axis, also where they cross others; whoever asks for values gets them."""
+        with self._lock:
+            self._hidden = dict(slices)
+
     def close(self) -> None:
         """End the thread that reads."""
         self._loader.close()
@@ -148,10 +156,26 @@ class ResultArray(VirtualArray):
         thin = [SliceRef(axis, box.start[n]) for n, axis in enumerate(AXES) if box.shape[n] == 1]
         whole = next((ref for ref in thin if ref.box(self.shape) == box), None)
         try:
-            return self._read(box) if whole is None else np.expand_dims(self._plane(whole), whole.axis_number)
+            if whole is None:
+                return self._read(box)
+            return self._without_hidden(np.expand_dims(self._plane(whole), whole.axis_number), whole)
         except SliceLabelError as error:
             self._failed(error)
             return np.zeros(box.shape, np.uint8)
+
+    def _without_hidden(self, values: NDArray[np.uint8], ref: SliceRef) -> NDArray[np.uint8]:
+        """Return a plane, shape (z, y, x), without what is hidden."""
+        with self._lock:
+            hidden = {} if ref in self._preview else self._hidden
+        if not any(hidden.values()):
+            return values
+        if ref.index in hidden.get(ref.axis, ()):
+            return np.zeros_like(values)
+        values = values.copy()
+        for number, axis in enumerate(AXES):
+            if axis != ref.axis:
+                np.moveaxis(values, number, 0)[sorted(hidden.get(axis, ()))] = 0
+        return values
 
     def _shown(self, box: Box) -> NDArray[np.uint8]:
         with self._lock:

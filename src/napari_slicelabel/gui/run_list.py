@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QSize, Qt, Signal
@@ -165,13 +166,13 @@ class RunList(QWidget):
         item.setFirstColumnSpanned(not run_id)
 
     def _cells(self, run: RunFacts) -> tuple[str, ...]:
-        when = "" if run.started is None else f" {run.started.astimezone():%H:%M}"
+        when = "" if run.started is None else f"{_short(run.started)} "
         dice = "" if run.mean_confidence is None else f"{run.mean_confidence:.2f}"
         extent = f"{run.written}/{run.slices}" if run.slices else "none"
         if self._is_elsewhere(run):
             extent = "other"
-        compared = " ≠" if run.run_id == self.choice.compared else ""
-        return f"{run.method}{when}{compared}", extent, dice, outcome_word(run, self.choice.running)
+        compared = "≠ " if run.run_id == self.choice.compared else ""
+        return f"{compared}{when}{run.method}", extent, dice, outcome_word(run, self.choice.running)
 
     def _tip(self, run: RunFacts) -> str:
         if run.outcome == "damaged":
@@ -234,6 +235,12 @@ class RunList(QWidget):
 
     def _asked(self, _result: int) -> None:
         self.question = None
+
+
+def _short(moment: datetime) -> str:
+    """Return the time of today, or the day before that."""
+    local = moment.astimezone()
+    return f"{local:%H:%M}" if local.date() == datetime.now().astimezone().date() else f"{local:%d %b}"
 
 
 class _Table(QTreeWidget):

@@ -47,8 +47,8 @@ class ShelfRun:
         Who labelled them.
     annotated : frozenset of int
         The annotated slices that it went by.
-    accepted, flagged : set of int
-        Slices that the user accepted, and flagged.
+    accepted, flagged, corrected : set of int
+        Slices that the user accepted, flagged, and took to correct.
     resumed : str
         When it last went on, in ISO format; empty if it never did.
     """
@@ -60,6 +60,7 @@ class ShelfRun:
     annotated: frozenset[int]
     accepted: set[int] = field(default_factory=set)
     flagged: set[int] = field(default_factory=set)
+    corrected: set[int] = field(default_factory=set)
     resumed: str = ""
 
     @property
@@ -115,7 +116,12 @@ class ShelfRun:
         StorageError
             Disk full, no permission.
         """
-        said = {"accepted": sorted(self.accepted), "flagged": sorted(self.flagged), "resumed": self.resumed}
+        said = {
+            "accepted": sorted(self.accepted),
+            "flagged": sorted(self.flagged),
+            "corrected": sorted(self.corrected),
+            "resumed": self.resumed,
+        }
         write_text(self.folder / _REVIEW_NAME, json.dumps(said) + "\n")
 
 
@@ -138,7 +144,7 @@ def read_run(project: Project, run_id: str, volume: str) -> ShelfRun:
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         said = json.loads((folder / _REVIEW_NAME).read_text("utf-8"))
         run.accepted, run.flagged = set(map(int, said["accepted"])), set(map(int, said["flagged"]))
-        run.resumed = str(said.get("resumed", ""))
+        run.corrected, run.resumed = set(map(int, said.get("corrected", ()))), str(said.get("resumed", ""))
     return run
 
 
@@ -252,7 +258,7 @@ class Shelf:
         return [index for index in free if run.written[index]] if run.record.axis == axis else free
 
     def said(self, what: str) -> frozenset[int]:
-        """Return the slices that the user ``accepted`` or ``flagged``, of those that are seen."""
+        """Return the slices that the user ``accepted``, ``flagged`` or ``corrected``, of those that are seen."""
         return frozenset(i for i, owner in enumerate(self.owners) if owner is not None and i in getattr(owner, what))
 
     def review(self, index: int) -> ShelfRun | None:

@@ -45,14 +45,15 @@ if TYPE_CHECKING:
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.engine.config import MethodConfig
     from napari_slicelabel.engine.events import Metric
-    from napari_slicelabel.gui.history import Work
     from napari_slicelabel.gui.paint import Change
+    from napari_slicelabel.gui.results import Hidden
     from napari_slicelabel.gui.runs import ShelfRun
 
 SELECTION = "selection"
 """Name of the ranking that the widgets show."""
 
 _SETTLE_MS = 60
+_PREVIEW_CONTOUR = 2
 _TELL_S = 0.1
 
 KEYS: tuple[tuple[str, str], ...] = (
@@ -70,6 +71,9 @@ KEYS: tuple[tuple[str, str], ...] = (
     ("Control-Shift-Z", "redo"),
 )
 """Keys on our labels layer, and the method each one calls. None of them is taken by napari on a Labels layer."""
+
+PREVIEW_KEYS: tuple[tuple[str, str], ...] = (("Enter", "apply_preview"), ("Escape", "discard_preview"))
+"""Keys that napari's polygon has otherwise, while a preview is shown."""
 
 
 class Session(QObject):
@@ -136,6 +140,9 @@ class Session(QObject):
         self._again: str = ""
         self._trained = ""
         self._live = ""
+        self._on_canvas = ""
+        self._contour = 0
+        self._hidden: Hidden = {}
         self._reviewed: SliceRef | None = None
         self._run_classes: tuple[LabelClass, ...] = ()
         self.image: Any = image
@@ -216,6 +223,7 @@ class Session(QObject):
         self.labels.mode = "paint"
         self.labels.events.paint.connect(self._painted)
         self.labels.events.selected_label.connect(self._soon)
+        self.labels.events.visible.connect(self._soon)
         for key, name in KEYS:
             self.labels.bind_key(key, _calling(self, name))
         viewer.layers.selection.active = self.labels
@@ -372,6 +380,7 @@ class Session(QObject):
 
     def _settled(self) -> None:
         self._make_plan()
+        self._hide_below_paint()
         self.changed.emit()
 
     def _make_plan(self) -> None:
@@ -469,7 +478,7 @@ class Session(QObject):
                 self._operate(
                     lambda: self._repaint(refs, value, becomes or NOT_PAINTED),
                     f"{gone.name} is removed.",
-                    redone=lambda: self._drop_class(value),
+                    turned=lambda forward: self._drop_class(value) if forward else None,
                 )
             else:
                 self.set_classes([item for item in self.project.classes if item.id != value])
@@ -702,21 +711,47 @@ class Session(QObject):
 
     def discard_preview(self) -> None:
         """Show the labels of the run again."""
+        if not self._preview:
+            return
         self._preview = {}
         self._results["prediction"].preview({})
+        self._dress_preview()
         self._refresh("prediction")
         self._soon()
+
+    def _dress_preview(self) -> None:
+        """Make a preview look like one: outlines, words on the canvas, and keys of its own."""
+        if self.prediction is not None:
+            self.prediction.contour = _PREVIEW_CONTOUR if self._preview else self._contour
+        if self.labels is not None:
+            for key, name in PREVIEW_KEYS:
+                self.labels.bind_key(key, _calling(self, name) if self._preview else None, overwrite=True)
+        self._write_on_canvas()
+
+    def _write_on_canvas(self) -> None:
+        viewer, text = self._viewer(), ""
+        if self._preview:
+            span = f"{min(self._preview)} to {max(self._preview)}"
+            text = f"Preview of {span}, not labels yet\nEnter puts it in, Esc discards it"
+        elif self._shelf.compared:
+            text = "Differences between two runs alone\nGrey: background in the one shown"
+        if viewer is not None and text != self._on_canvas:
+            self._on_canvas = text
+            show.say_on_canvas(viewer, text)
 
     def _previewed(self, planes: dict[SliceRef, NDArray[np.uint8]]) -> None:
         if not planes:
             self.say("Paint a slice on both sides of this one first.")
             return
-        self._preview = planes
         self._show_prediction()
+        if not self._preview:
+            self._contour = self.prediction.contour
+        self._preview = planes
         self._results["prediction"].preview(planes)
+        self._dress_preview()
         self.prediction.visible = True
         self._refresh("prediction")
-        self.say(f"Preview of {len(planes)} slices: S puts them in, Escape in the dock discards them.")
+        self.say(f"Preview of {len(planes)} slices: S or Enter puts them in, Esc discards them.")
         self._soon()
 
     def undo(self) -> None:
@@ -740,7 +775,9 @@ class Session(QObject):
     def _painted(self, _event: object) -> None:
         self._took_edits(self._history.stroke())
 
-    def _operate(self, work: Callable[[], tuple[Change, ...]], message: str, redone: Work | None = None) -> None:
+    def _operate(
+        self, work: Callable[[], tuple[Change, ...]], message: str, turned: Callable[[bool], None] | None = None
+    ) -> None:
         """Change planes in the background, so that it can be undone."""
 
         def done(changes: tuple[Change, ...]) -> None:
@@ -748,7 +785,7 @@ class Session(QObject):
             self._refresh("labels")
             self.say(message)
 
-        self._history.operate(work, done, redone)
+        self._history.operate(work, done, turned)
 
     def _operation_failed(self, error: Exception) -> None:
         self.say(" ".join(str(error).split()) or type(error).__name__, error=True)
@@ -838,7 +875,19 @@ class Session(QObject):
             QTimer.singleShot(_SETTLE_MS, self._show_confidence)
         for role in self._results:
             self._refresh(role)
+        self._write_on_canvas()
         self._soon()
+
+    def _hide_below_paint(self) -> None:
+        """Draw no prediction below what a human has finished, or taken to correct: erasing would seem not to work."""
+        painting = self.labels is not None and self.labels.visible and not self._shelf.compared
+        hidden = {axis: self.store.complete(axis) for axis in AXES} if painting else {}
+        if painting and self._book is not None:
+            hidden[self._book.axis] |= self._shelf.said("corrected")
+        if hidden != self._hidden:
+            self._hidden = hidden
+            self._results["prediction"].hide(hidden)
+            self._refresh("prediction")
 
     def _run_changed(self) -> None:
         state = self.worker.state
@@ -954,8 +1003,22 @@ class Session(QObject):
             run.flagged.discard(ref.index)
             self.tasks.start(run.save_review)
             self._operate(work, f"Accepted {ref}. It counts as painted by you; undo takes it back.")
-        else:
-            self._operate(work, f"The prediction of {ref} is yours to correct. Then mark it complete (D).")
+        elif run is not None:
+
+            def corrected(is_taken: bool) -> None:
+                (run.corrected.add if is_taken else run.corrected.discard)(ref.index)
+                run.save_review()
+
+            def work_and_note() -> tuple[Change, ...]:
+                changes = work()
+                corrected(True)
+                return changes
+
+            self._operate(
+                work_and_note,
+                f"The prediction of {ref} is yours to correct. Then mark it complete (D).",
+                turned=corrected,
+            )
 
     def flag(self) -> None:
         """Keep this slice in the queue for later, or take the flag away."""
@@ -1045,6 +1108,8 @@ class Session(QObject):
         viewer = self._viewer()
         if viewer is None:
             return
+        if self._on_canvas:
+            show.say_on_canvas(viewer, "")
         viewer.layers.events.removing.disconnect(self._layer_going)
         viewer.layers.events.removed.disconnect(self._layer_removed)
         for name in ("current_step", "order", "ndisplay"):
@@ -1052,7 +1117,8 @@ class Session(QObject):
         if self.labels is not None:
             self.labels.events.paint.disconnect(self._painted)
             self.labels.events.selected_label.disconnect(self._soon)
-            for key, _ in KEYS:
+            self.labels.events.visible.disconnect(self._soon)
+            for key, _ in (*KEYS, *(PREVIEW_KEYS if self._preview else ())):
                 self.labels.bind_key(key, None)
 
 

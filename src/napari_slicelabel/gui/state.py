@@ -248,6 +248,8 @@ class Snapshot:
         A run that was interrupted and can go on.
     queue : tuple of ReviewRow
         Slices to review, the most worthwhile first.
+    reviewed : tuple of ReviewRow
+        Slices that were to be reviewed and are settled.
     stale : frozenset of int
         Slices whose prediction no longer follows from what is painted.
     mean_confidence : float or None
@@ -271,6 +273,7 @@ class Snapshot:
     can_run: bool = False
     resumable: RunFacts | None = None
     queue: tuple[ReviewRow, ...] = ()
+    reviewed: tuple[ReviewRow, ...] = ()
     stale: frozenset[int] = frozenset()
     mean_confidence: float | None = None
     measured: bool = True
@@ -320,6 +323,7 @@ def resolve(project: ProjectFacts | None, layers: LayerFacts, running: RunState,
         can_run=not running.active and not plan.problem,
         resumable=resumable,
         queue=queue,
+        reviewed=_reviewed(project) if project.scores else (),
         stale=stale,
         mean_confidence=_mean(project.scores) if project.scores else None,
         measured=all(run.measured for run in project.runs if run.run_id == project.shown_run),
@@ -393,6 +397,12 @@ def _settled(project: ProjectFacts) -> frozenset[int]:
     return project.accepted | project.complete[project.scores.axis]
 
 
+def _reviewed(project: ProjectFacts) -> tuple[ReviewRow, ...]:
+    assert project.scores is not None
+    settled = _settled(project)
+    return tuple(row for row in review_queue(project.scores, frozenset(), project.flagged) if row.index in settled)
+
+
 def _proposals(project: ProjectFacts) -> list[ProposalRow]:
     rows = []
     for rank, ref in enumerate(project.order, 1):
@@ -428,7 +438,8 @@ def _step(
         return "paint" if project.order else "select"
     if project.scores is not None and np.isfinite(project.scores.confidence).any():
         return "review"
-    return "propagate"
+    # strokes alone teach little: it is said once a slice is whole
+    return "propagate" if any(project.complete[axis] for axis in AXES) else "paint"
 
 
 def _hint(
@@ -453,6 +464,8 @@ def _hint(
             return f"Paint every object in slice {following}, then mark it complete (D)."
         if following is not None:
             return f"Go to the next proposed slice, {following} (N)."
+        if any(project.painted[axis] for axis in AXES):
+            return "Paint every object in this slice, then mark it complete (D). To go by strokes alone, press Run."
         return "Paint at least one slice."
     if step == "propagate":
         return plan.problem or "Enough is painted: press Run."

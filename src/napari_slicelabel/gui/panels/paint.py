@@ -65,7 +65,7 @@ class PaintPanel(Panel):
         self.put_in = button(
             "Put in", "Copy the previewed shapes into the annotation.", self.ask("apply_preview"), key="S"
         )
-        self.discard = button("Discard", "Forget the preview. Key in this dock: Esc.", self.ask("discard_preview"))
+        self.discard = button("Discard", "Forget the preview. Key: Esc.", self.ask("discard_preview"))
         self.column.addWidget(self.previewed)
         self.column.addLayout(grid([self.put_in, self.discard]))
 

@@ -9,11 +9,11 @@ from qtpy.QtWidgets import QCheckBox, QComboBox, QWidget
 from napari_slicelabel.data.boxes import SliceRef
 from napari_slicelabel.gui.exporting import ask_for_file
 from napari_slicelabel.gui.panels.base import Panel, button, changed, text_label
-from napari_slicelabel.gui.review_queue import ReviewItem, ReviewQueue
+from napari_slicelabel.gui.review_queue import ReviewItem, ReviewQueue, ReviewState
 from napari_slicelabel.gui.runs import export_choice, label_of, outcome_word
 
 if TYPE_CHECKING:
-    from napari_slicelabel.gui.state import RunFacts, Snapshot, Step
+    from napari_slicelabel.gui.state import ReviewRow, RunFacts, Snapshot, Step
     from napari_slicelabel.gui.workspace import Workspace
 
 _MOST_ROWS = 200
@@ -70,21 +70,10 @@ class ReviewPanel(Panel):
         self.show_confidence.setEnabled(new.layers.confidence)
         if changed(new, old, "mean_confidence", "measured", "stale", "queue", "project.scores"):
             self.status.setText(_status(new) if has_scores else "Nothing is predicted yet.")
-        if changed(new, old, "queue", "project.scores", "project.accepted") and project is not None and project.scores:
-            self.queue.set_items(
-                [
-                    ReviewItem(
-                        project.volume,
-                        project.scores.axis,
-                        row.index,
-                        row.confidence,
-                        row.gain,
-                        "flagged" if row.flagged else "to do",
-                    )
-                    for row in new.queue[:_MOST_ROWS]
-                ]
-            )
-            self.queue.setVisible(bool(new.queue))
+        shown = ("queue", "reviewed", "project.scores", "project.accepted")
+        if changed(new, old, *shown) and project is not None and project.scores:
+            self.queue.set_items(_items(new))
+            self.queue.setVisible(bool(new.queue or new.reviewed))
         if changed(new, old, "project.runs", "project.alone", "run.active"):
             self._show_exportable(new)
         current = new.layers.current
@@ -125,6 +114,24 @@ class ReviewPanel(Panel):
     def _export(self) -> None:
         if self.session is not None:
             ask_for_file(self, self.session, self.run.currentData() or "")
+
+
+def _items(snapshot: Snapshot) -> list[ReviewItem]:
+    """Return the rows of the queue: what is to do, then what is done."""
+    project = snapshot.project
+    assert project is not None
+    assert project.scores is not None
+
+    to_do = {row.index for row in snapshot.queue}
+
+    def state(row: ReviewRow) -> ReviewState:
+        if row.index in to_do:
+            return "flagged" if row.flagged else "to do"
+        return "accepted" if row.index in project.accepted else "corrected"
+
+    rows = (*snapshot.queue, *snapshot.reviewed)[:_MOST_ROWS]
+    axis = project.scores.axis
+    return [ReviewItem(project.volume, axis, row.index, row.confidence, row.gain, state(row)) for row in rows]
 
 
 def _about_partial(newest: RunFacts, chosen: RunFacts | None, running: str) -> str:
