@@ -405,7 +405,7 @@ def test_a_model_is_trained_and_applied(
     painted: Path, tmp_path: Path, image_file: Path, slicelabel: Callable[..., Answer]
 ) -> None:
     least = [word for name in _LEAST for word in ("--set", f"{name}=1")]
-    trained = slicelabel("run", painted, "--method", "self-label", *least, "--set", "calibrate=off", "--device", "cpu")
+    trained = slicelabel("run", painted, "--method", "self-label", *least, "--set", "calibrate=off", "--set", "width=8", "--device", "cpu")
     assert trained.code == 0
     model, out = Path(trained.json["folder"]) / "model", tmp_path / "applied.tif"
     command = ["apply", model, image_file, "--out", out, "--device", "cpu"]

@@ -129,7 +129,7 @@ def test_it_learns_to_put_shifted_slices_together(config: CorrespondenceConfig) 
     network = CorrespondenceNetwork(config)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     losses = []
-    for _ in range(40):
+    for _ in range(20):
         large = torch.nn.functional.interpolate(torch.rand(4, 1, 14, 14), size=(28, 28), mode="bicubic")
         slices = torch.stack([large[..., 2:26, 2:26], large[..., 4:28, 2:26]], 1)
         loss = reconstruction_loss(network, slices, slices)
