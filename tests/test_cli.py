@@ -404,8 +404,9 @@ _LEAST = ("iterations", "rounds", "round_iterations", "batch", "transfer_iterati
 def test_a_model_is_trained_and_applied(
     painted: Path, tmp_path: Path, image_file: Path, slicelabel: Callable[..., Answer]
 ) -> None:
-    least = [word for name in _LEAST for word in ("--set", f"{name}=1")]
-    trained = slicelabel("run", painted, "--method", "self-label", *least, "--set", "calibrate=off", "--set", "width=8", "--device", "cpu")
+    least = {**dict.fromkeys(_LEAST, 1), "width": 8, "calibrate": "off", "device": "cpu"}
+    words = [word for name, value in least.items() for word in ("--set", f"{name}={value}")]
+    trained = slicelabel("run", painted, "--method", "self-label", *words)
     assert trained.code == 0
     model, out = Path(trained.json["folder"]) / "model", tmp_path / "applied.tif"
     command = ["apply", model, image_file, "--out", out, "--device", "cpu"]
