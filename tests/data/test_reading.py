@@ -2,11 +2,20 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
+from napari_slicelabel.data.boxes import SliceRef
+from napari_slicelabel.data.project import Project
 from napari_slicelabel.data.reading import parse_json, read_bytes, read_json, read_text
+from napari_slicelabel.errors import SliceLabelError, StorageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def test_files_of_moderate_size(tmp_path: Path) -> None:
@@ -44,3 +53,33 @@ def test_what_a_shell_hands_over(tmp_path: Path) -> None:
     os.close(write)
     assert read_json(Path(f"/dev/fd/{read}")) == [3]
     os.close(read)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes with names, no /dev")
+@pytest.mark.parametrize("put", [os.mkfifo, os.mkdir, partial(os.symlink, "/dev/zero")])
+def test_a_chunk_that_is_no_file_is_no_background(project: Project, put: Callable[[Path], None]) -> None:
+    annotation = project.annotation("tiny")
+    annotation.write_slice(SliceRef("z", 2), np.ones(annotation.shape[1:], np.uint8), complete=True)
+    (chunk,) = (path for path in (annotation.folder / "0" / "c").rglob("*") if path.is_file())
+    chunk.unlink()
+    put(chunk)
+    with pytest.raises(StorageError, match=r"damaged|missing"):
+        Project.open(project.path).annotation("tiny").read_slice(SliceRef("z", 2))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes with names, no /dev")
+@pytest.mark.parametrize("name", ["project.json", "annotation/tiny.json", "selection/mine.json"])
+@pytest.mark.parametrize("put", [os.mkfifo, os.mkdir, partial(os.symlink, "/dev/zero")])
+def test_parts_of_a_project_that_are_no_files(project: Project, name: str, put: Callable[[Path], None]) -> None:
+    project.annotation("tiny").write_slice(SliceRef("z", 2), np.ones((64, 64), np.uint8))
+    project.save_ranking("mine", {})
+    (project.path / name).unlink()
+    put(project.path / name)
+
+    def use() -> None:
+        opened = Project.open(project.path)
+        opened.annotation("tiny")
+        opened.ranking("mine")
+
+    with pytest.raises(SliceLabelError):
+        use()

@@ -28,6 +28,7 @@ from napari_slicelabel.data.classes import NOT_PAINTED, PAINTED_BACKGROUND
 from napari_slicelabel.data.files import make_folder, own_path, replacing, storage_errors, sweep
 from napari_slicelabel.data.locks import locked
 from napari_slicelabel.data.ngff import create_label_image
+from napari_slicelabel.data.reading import read_bytes
 from napari_slicelabel.data.staging import apply_stage, emptied_by, finish_stage, is_chunk
 from napari_slicelabel.data.status import AnnotationFile, SliceIndices, SliceStatus, StatusStore
 from napari_slicelabel.errors import BusyError, InputError, StorageError
@@ -431,7 +432,7 @@ class Annotation:
         if status is None or not self._pending.is_file():
             return status
         try:
-            note = _Note.model_validate_json(self._pending.read_bytes())
+            note = _Note.model_validate_json(read_bytes(self._pending))
             ref = SliceRef(note.axis, note.index)
             ref.box(self.shape)
         except (OSError, ValidationError, InputError):
@@ -549,8 +550,10 @@ class Annotation:
     def _open_array(self, store: "StagedStore | None") -> "zarr.Array[Any]":
         import zarr
 
+        from napari_slicelabel.data.zarr_stores import PlainStore
+
         try:
-            array = zarr.open_array(store or self._folder / "0", mode="r+" if store else "r")
+            array = zarr.open_array(store or PlainStore(self._folder / "0"), mode="r+" if store else "r")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(
                 f"{self._folder}: the annotation cannot be opened ({_one_line(error)}); restore it from a copy"

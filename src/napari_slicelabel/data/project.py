@@ -31,6 +31,7 @@ from napari_slicelabel.data.files import (
 from napari_slicelabel.data.formats import open_volume
 from napari_slicelabel.data.locks import locked
 from napari_slicelabel.data.ngff import create_label_image, image_label
+from napari_slicelabel.data.reading import parse_json, read_bytes, read_json
 from napari_slicelabel.data.status import NOTHING_PAINTED, SliceIndices, SliceStatus
 from napari_slicelabel.data.volume import Unit, Volume
 from napari_slicelabel.errors import InputError, MissingFileError, SliceLabelError
@@ -458,11 +459,11 @@ class Project:
         """
         file = self._ranking_file(name)
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            data = read_json(file)
         except FileNotFoundError as error:
             known = ", ".join(self.ranking_names()) or "none yet"
             raise InputError(f"ranking {name!r}: this project has {known}") from error
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise InputError(f"{file} is damaged ({error}); make the ranking again") from error
         if not isinstance(data, dict):
             raise InputError(f"{file} is no ranking; make it again")
@@ -567,7 +568,7 @@ class Project:
         with self._file_lock:
             before = stamp(self._json)
             try:
-                text = self._json.read_bytes()
+                text = read_bytes(self._json)
             except FileNotFoundError as error:
                 raise InputError(f"{self.path} is no project: it has no project.json") from error
             except OSError as error:
@@ -613,7 +614,7 @@ class Project:
 
 def _parsed(path: Path, text: bytes) -> ProjectFile:
     try:
-        data = json.loads(text.decode("utf-8"))
+        data = parse_json(text)
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}); restore it from a copy") from error
     version = data.get("format_version") if isinstance(data, dict) else None

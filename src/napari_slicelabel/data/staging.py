@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from napari_slicelabel.data.files import discard, own_path, write_text
+from napari_slicelabel.data.reading import read_json
 from napari_slicelabel.errors import StorageError
 
 CHUNKS = "chunks"
@@ -79,10 +80,10 @@ def emptied_by(pending: Path) -> list[str]:
     """
     path = pending / _EMPTIED
     try:
-        keys = json.loads(path.read_text(encoding="utf-8"))
+        keys = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise StorageError(f"{path} is damaged ({error}); remove {pending} to go on without that write") from error
     return [key for key in keys if is_chunk(key)] if isinstance(keys, list) else []
 

@@ -1,6 +1,7 @@
 """Which slices are painted and complete, as ``annotation/<volume>.json`` keeps it beside the chunks."""
 
 # No `from __future__ import annotations`: pydantic reads the annotations when the class is made.
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -11,7 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 
 from napari_slicelabel.data.boxes import AXES, Axis, SliceRef
 from napari_slicelabel.data.files import Stamp, stamp, storage_errors, write_text
+from napari_slicelabel.data.reading import read_bytes
 from napari_slicelabel.errors import StorageError
+
+# no side of a chunk of the annotation has fewer voxels
+_THINNEST = 16
 
 
 class SliceIndices(BaseModel):
@@ -82,6 +87,11 @@ class AnnotationFile(BaseModel):
     def with_chunks(self, chunks: Iterable[int]) -> Self:
         """Return the same with other chunks."""
         return self.model_copy(update={"chunks": tuple(_runs(sorted(chunks)))})
+
+    def more_chunks_than(self, shape: tuple[int, int, int]) -> str:
+        """Return what is wrong when it lists more chunks than a volume has, else nothing."""
+        listed = sum(last - first + 1 for first, last in self.chunks or ())
+        return "more chunks than there are" if listed > math.prod(-(-length // _THINNEST) for length in shape) else ""
 
     def chunk_numbers(self) -> frozenset[int]:
         """Return the chunks that hold paint, by their number in C order."""
@@ -204,7 +214,7 @@ class StatusStore:
             return
         try:
             with storage_errors(self.path, "read"):
-                text = self.path.read_bytes()
+                text = read_bytes(self.path)
         except StorageError as error:
             raise StorageError(f"{error}; it says which slices are painted: restore it from a copy") from error
         if text != self._text:
@@ -214,7 +224,7 @@ class StatusStore:
     def _parsed(self, text: bytes) -> AnnotationFile:
         try:
             content = AnnotationFile.model_validate_json(text)
-            problem = content.status.beyond(self._shape)
+            problem = content.status.beyond(self._shape) or content.more_chunks_than(self._shape)
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
         if problem:

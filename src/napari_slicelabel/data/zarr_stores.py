@@ -1,6 +1,9 @@
 """Where zarr writes inside a project: no link is followed, and chunks of the annotation are staged first."""
 
 import asyncio
+import errno
+import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +14,31 @@ from napari_slicelabel.data.files import make_folder, own_path
 from napari_slicelabel.data.staging import CHUNKS
 
 if TYPE_CHECKING:
-    from zarr.core.buffer import Buffer
+    from zarr.abc.store import ByteRequest
+    from zarr.core.buffer import Buffer, BufferPrototype
 
 
-class OwnStore(WrapperStore[LocalStore]):
+class PlainStore(WrapperStore[LocalStore]):
+    """A zarr store in a folder that reads files only, never what has no end or never comes.
+
+    Parameters
+    ----------
+    store : Path or LocalStore
+        The folder.
+    """
+
+    def __init__(self, store: Path | LocalStore) -> None:
+        super().__init__(LocalStore(store, read_only=True) if isinstance(store, Path) else store)
+
+    async def get(
+        self, key: str, prototype: "BufferPrototype", byte_range: "ByteRequest | None" = None
+    ) -> "Buffer | None":
+        """Return what a file holds, or None where there is none; OSError for a folder, a pipe or a device."""
+        _refuse_no_file(self._store.root / key)
+        return await super().get(key, prototype, byte_range)
+
+
+class OwnStore(PlainStore):
     """A zarr store in a folder in which no link is followed for writing.
 
     Parameters
@@ -87,6 +111,15 @@ class StagedStore(OwnStore):
     async def delete(self, key: str) -> None:
         """Take note that one chunk holds nothing any more."""
         self.emptied.add(self._own(key))
+
+
+def _refuse_no_file(path: Path) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, f"{path} is no file")
 
 
 def open_own_array(folder: Path) -> "zarr.Array[Any]":

@@ -12,8 +12,9 @@ import numpy as np
 import zarr
 
 from napari_slicelabel.data.boxes import AXES, Axis, Box, SliceRef
-from napari_slicelabel.data.files import make_folder, own_path, remove, replacing, storage_errors
+from napari_slicelabel.data.files import make_folder, remove, replacing, storage_errors
 from napari_slicelabel.data.ngff import create_label_image
+from napari_slicelabel.data.zarr_stores import open_own_array
 from napari_slicelabel.errors import StorageError
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class SliceStore:
         if self._array is None:
             # a chunk of nothing but the fill value is written, too: what was never written is told from what is lost
             with self.errors("open"), zarr.config.set({"array.write_empty_chunks": True}):
-                array = zarr.open_array(self.folder / "0", mode="r+")
+                array = open_own_array(self.folder / "0")
                 if array.shape != self._volume.shape or array.dtype != np.uint8:
                     raise ValueError(f"{array.dtype} of shape {array.shape}, the volume has {self._volume.shape}")
             self._array = array
@@ -166,8 +167,6 @@ class SliceStore:
             Disk full, no permission.
         """
         self.create()
-        for key in self._chunk_keys(index):
-            own_path(self.folder / "0" / key)
         with self.errors("write"):
             self.array()[self._key(index)] = np.expand_dims(values, AXES.index(self._axis))
 
