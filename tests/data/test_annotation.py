@@ -288,7 +288,7 @@ def test_only_what_was_painted_replaces_what_others_painted(tmp_path: Path) -> N
     mine[:10], theirs[:, :10] = 2, 3
     other.write_slice(ref, theirs, complete=True)
     assert one.changes == 1
-    one.write_slice(ref, mine, base=base)
+    one.write_slice(ref, mine, where=mine != base)
     expected = theirs.copy()
     expected[:10] = 2
     np.testing.assert_array_equal(other.read_slice(ref), expected)

@@ -156,6 +156,7 @@ def test_nothing_loads_the_volume_by_accident(annotation: Annotation) -> None:
         shape = (4096, 4096, 4096)
         painted = staticmethod(lambda axis: ())
         complete = staticmethod(lambda axis: ())
+        changes = 0
 
     store = PaintStore(Huge())  # type: ignore[arg-type]
     assert store[0].dtype == np.uint8

@@ -211,7 +211,7 @@ class Annotation:
         labels: NumpyArrayLike,
         *,
         complete: bool | None = None,
-        base: NDArray[np.uint8] | None = None,
+        where: NDArray[np.bool_] | None = None,
     ) -> None:
         """Replace the labels of one slice on disk. Voxels and status change together, or not at all.
 
@@ -224,9 +224,9 @@ class Annotation:
             other axes painted where they cross: the latest paint wins.
         complete : bool, optional
             Whether unpainted means background here. By default that stays as it is.
-        base : ndarray of shape (h, w), uint8, optional
-            The slice as it was read, from which `labels` were painted: then only voxels that differ between the two are
-            written, and the others keep what other programs painted in the meantime.
+        where : ndarray of shape (h, w), bool, optional
+            Where to write. The other voxels keep what is on disk, which other programs may have painted in the
+            meantime.
 
         Raises
         ------
@@ -249,8 +249,8 @@ class Annotation:
             self._refuse_missing(box)
             old = self._read(box)
             new = np.expand_dims(plain, ref.axis_number)
-            if base is not None:
-                new = np.where(new != np.expand_dims(base, ref.axis_number), new, old)
+            if where is not None:
+                new = np.where(np.expand_dims(where, ref.axis_number), new, old)
             content = self._status.content.with_slice(ref, painted=bool(new.any()), complete=complete)
             self._put(box, old, new, content)
 

@@ -37,6 +37,8 @@ SAVE_WITHIN_S = 0.7
 """... and at the latest so long after the first stroke that is not saved yet."""
 
 _RETRY_S = 3.0
+# how often to look whether another program has painted
+_LOOK_S = 1.0
 _MEMORY_BYTES = 512 * 2**20
 _MOST_PLANES = 256
 # Planes that touch no more chunks than this are read at once, others in the background. 1 MB a chunk, 1 to 2 ms each.
@@ -72,6 +74,9 @@ class _Plane:
     saving: bool = False
     # where it was painted since it was saved
     box: Box | None = None
+    # where voxels were changed here that are not saved yet, and where those that are being saved
+    painted: NDArray[np.bool_] | None = None
+    going: NDArray[np.bool_] | None = None
 
     @property
     def unsaved(self) -> bool:
@@ -80,6 +85,8 @@ class _Plane:
 
 class PaintStore(VirtualArray):
     """The annotation of one volume as an array to paint into.
+
+    What another program paints is shown within a second; of a plane only the voxels that were painted here are saved.
 
     It has what a Labels layer needs (shape, dtype, ndim, reading, writing) and nothing by which somebody could load the
     volume by accident. Planes of all three axes that are in memory agree with each other at all times.
@@ -97,8 +104,10 @@ class PaintStore(VirtualArray):
     failed : callable
         Called from any thread with the error of a plane that cannot be read. It is shown empty, and painting in it
         raises the same: what is on disk there may be mended, but not once it is painted over.
+    looked : callable
+        Called about once a second from the thread that saves, to look what else other programs changed.
     memory_bytes : int
-        Planes beyond this are dropped once they are on disk.
+        Planes beyond this are dropped once they are on disk; until then a plane takes twice its size.
     save_after_s : float
         A plane is saved once nobody painted in it for this long, at most `SAVE_WITHIN_S` after the first stroke.
 
@@ -122,6 +131,7 @@ class PaintStore(VirtualArray):
         saved: Callable[[], None] = lambda: None,
         loaded: Callable[[], None] = lambda: None,
         failed: Callable[[SliceLabelError], None] = lambda _: None,
+        looked: Callable[[], object] = lambda: None,
         memory_bytes: int = _MEMORY_BYTES,
         save_after_s: float = SAVE_AFTER_S,
     ) -> None:
@@ -132,6 +142,7 @@ class PaintStore(VirtualArray):
         self._saved = saved
         self._loaded = loaded
         self._failed = failed
+        self._looked = looked
         self._memory_bytes = memory_bytes
         self._save_after_s = save_after_s
         self._planes: OrderedDict[SliceRef, _Plane] = OrderedDict()
@@ -141,6 +152,9 @@ class PaintStore(VirtualArray):
         self._erased: set[SliceRef] = set()
         self._unmarked: list[Change] = []
         self._saves = 0
+        self._seen = 0
+        self._look_at = time.monotonic() + _LOOK_S
+        self._unreadable = ""
         self._error = ""
         self._retry_at = 0.0
         self._hurry = False
@@ -362,12 +376,56 @@ class PaintStore(VirtualArray):
         while True:
             with self._wake:
                 due = self._due()
-                while due is None or due > 0:
+                if due is None or due > 0:
                     if self._closed:
                         return
-                    self._wake.wait(due)
+                    self._wake.wait(_LOOK_S if due is None else min(due, _LOOK_S))
                     due = self._due()
-            self._save_next()
+            if due is not None and due <= 0:
+                self._save_next()
+            elif time.monotonic() >= self._look_at:
+                self._look()
+
+    def _look(self) -> None:
+        """Take over what other programs have painted since the last time."""
+        self._look_at = time.monotonic() + _LOOK_S
+        try:
+            changes = self._annotation.changes
+            if changes != self._seen:
+                self._seen = changes
+                self._renew_planes()
+                self._loaded()
+                self._saved()
+            self._looked()
+        except SliceLabelError as error:
+            # once, not every second
+            if str(error) != self._unreadable:
+                self._unreadable = str(error)
+                self._failed(error)
+        else:
+            self._unreadable = ""
+
+    def _renew_planes(self) -> None:
+        """Read again what may be shown or is being painted in, and drop the other planes in memory."""
+        with self._wake:
+            # planes that are being read right now are read again
+            self._saves += 1
+            shown = next(reversed(self._planes), None)
+            for ref in [ref for ref, plane in self._planes.items() if not plane.unsaved and ref != shown]:
+                del self._planes[ref]
+            refs = tuple(self._planes)
+        for ref in refs:
+            self._renew(ref)
+
+    def _renew(self, ref: SliceRef) -> None:
+        values = self._annotation.read_slice(ref)
+        with self._wake:
+            plane = self._planes.get(ref)
+            if plane is None:
+                return
+            self._overlay(ref, values)
+            # what was painted here since is not on disk yet, and stays
+            plane.values[...] = values if plane.painted is None else np.where(plane.painted, plane.values, values)
 
     def _due(self) -> float | None:
         """Return in how many seconds the next plane is to be saved; None when there is none."""
@@ -396,17 +454,19 @@ class PaintStore(VirtualArray):
             if ref is None:
                 return
             plane = self._planes.get(ref)
-            values = box = None
+            values = box = painted = None
             if plane is not None and plane.dirty:
-                values, box = plane.values.copy(), plane.box
+                values, box, painted = plane.values.copy(), plane.box, plane.painted
                 plane.dirty, plane.saving, plane.box = False, True, None
+                plane.painted, plane.going = None, painted
             mark = self._marks.get(ref)
-        error = self._save(ref, values, box, mark)
+        error = self._save(ref, values, box, painted, mark)
         with self._wake:
             if plane is not None and values is not None:
-                plane.saving = False
+                plane.saving, plane.going = False, None
                 if error:
                     plane.dirty, plane.box = True, ref.box(self.shape)
+                    plane.painted = _either(plane.painted, painted)
                 self._saves += 1
             if not error and mark is not None and self._marks.get(ref) == mark:
                 del self._marks[ref]
@@ -416,14 +476,21 @@ class PaintStore(VirtualArray):
             self._wake.notify_all()
         self._saved()
 
-    def _save(self, ref: SliceRef, values: NDArray[np.uint8] | None, box: Box | None, mark: bool | None) -> str:
-        """Write one plane and its mark; return what went wrong, or nothing."""
+    def _save(
+        self,
+        ref: SliceRef,
+        values: NDArray[np.uint8] | None,
+        box: Box | None,
+        painted: NDArray[np.bool_] | None,
+        mark: bool | None,
+    ) -> str:
+        """Write what was painted in one plane, and its mark; return what went wrong, or nothing."""
         try:
             if values is not None:
                 part = values if box is None else values[_within(ref, box)]
                 found = np.flatnonzero(np.bincount(part.ravel(), minlength=256)).tolist()
                 self._add_classes(frozenset(found) - {NOT_PAINTED, PAINTED_BACKGROUND})
-                self._annotation.write_slice(ref, values, complete=mark)
+                self._annotation.write_slice(ref, values, complete=mark, where=painted)
             elif mark is not None:
                 self._annotation.set_complete(ref, mark)
         except SliceLabelError as error:
@@ -525,7 +592,10 @@ class PaintStore(VirtualArray):
         for other, plane in self._planes.items():
             if plane.unsaved and other.axis != ref.axis:
                 common = box.intersect(other.box(self.shape))
-                values[_within(ref, common)] = _turned(plane.values[_within(other, common)], other, ref)
+                painted, inner = _either(plane.painted, plane.going), values[_within(ref, common)]
+                if painted is not None:
+                    line = _turned(plane.values[_within(other, common)], other, ref)
+                    inner[...] = np.where(_turned(painted[_within(other, common)], other, ref), line, inner)
 
     def _changed(self, ref: SliceRef, part: Box) -> None:
         """Take note of a write, and bring it into the planes that cross it. Call with the lock held."""
@@ -563,7 +633,11 @@ class PaintStore(VirtualArray):
 
     def _write_part(self, ref: SliceRef, part: Box, new: NDArray[np.uint8]) -> None:
         """Replace a part of a plane in memory, shape (h, w). Call with the lock held."""
-        inner = self._plane(ref).values[_within(ref, part)]
+        plane = self._plane(ref)
+        inner = plane.values[_within(ref, part)]
+        if plane.painted is None:
+            plane.painted = np.zeros(plane.values.shape, np.bool_)
+        plane.painted[_within(ref, part)] |= inner != new
         gone = (inner != NOT_PAINTED) & (new == NOT_PAINTED)
         if gone.any():
             self._note_erased(part, np.expand_dims(gone, ref.axis_number))
@@ -610,6 +684,10 @@ def _fills(inside: tuple[Any, ...]) -> bool:
     )
 
 
+def _either(first: NDArray[np.bool_] | None, second: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    return first | second if first is not None and second is not None else first if second is None else second
+
+
 def _mark(ref: SliceRef, before: bool, after: bool) -> Change:
     return Change(ref, b"", b"", (0, 0), before, after)
 
@@ -631,7 +709,7 @@ def _relative(part: Box, box: Box) -> tuple[slice, ...]:
     return tuple(slice(a - o, b - o) for a, b, o in zip(part.start, part.stop, box.start, strict=True))
 
 
-def _turned(values: NDArray[np.uint8], ref: SliceRef, other: SliceRef) -> NDArray[np.uint8]:
+def _turned(values: NDArray[Any], ref: SliceRef, other: SliceRef) -> NDArray[Any]:
     """Return a line of voxels of the plane `ref` with the axes of the plane `other`, which crosses it."""
     return np.expand_dims(values, ref.axis_number).squeeze(other.axis_number)
 

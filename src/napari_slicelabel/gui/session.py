@@ -161,6 +161,7 @@ class Session(QObject):
             saved=self._saved.emit,
             loaded=lambda: self._plane_loaded.emit("labels"),
             failed=lambda error: self._read_failed.emit(str(error)),
+            looked=self._look_at_classes,
             memory_bytes=chosen.memory_mb * 2**20,
             save_after_s=chosen.autosave_s,
         )
@@ -503,8 +504,14 @@ class Session(QObject):
             self.project.set_classes([item for item in self.project.classes if item.id != value])
         self._recolored.emit()
 
+    def _look_at_classes(self) -> None:
+        """Show what another program made of the classes; called in the thread that saves."""
+        if self.project.refresh():
+            self._recolored.emit()
+
     def _add_classes(self, values: frozenset[int]) -> None:
         """Give painted values a class; called in the thread that saves."""
+        self._look_at_classes()
         known = self.project.classes
         missing = sorted(values - {item.id for item in known})
         if known and missing:
