@@ -294,6 +294,8 @@ def test_only_what_was_painted_replaces_what_others_painted(tmp_path: Path) -> N
     np.testing.assert_array_equal(other.read_slice(ref), expected)
     assert (other.complete("z"), one.complete("z")) == ((3,), (3,))
     assert (one.changes, other.changes) == (1, 1)
+    one.write_slice(ref, plane(SHAPE, "z", 4), keep=True)
+    np.testing.assert_array_equal(other.read_slice(ref), expected)
 
 
 def test_damaged_metadata_is_a_storage_error(tmp_path: Path) -> None:

@@ -212,6 +212,7 @@ class Annotation:
         *,
         complete: bool | None = None,
         where: NDArray[np.bool_] | None = None,
+        keep: bool = False,
     ) -> None:
         """Replace the labels of one slice on disk. Voxels and status change together, or not at all.
 
@@ -227,6 +228,8 @@ class Annotation:
         where : ndarray of shape (h, w), bool, optional
             Where to write. The other voxels keep what is on disk, which other programs may have painted in the
             meantime.
+        keep : bool
+            Whether voxels that are painted already stay as they are.
 
         Raises
         ------
@@ -251,6 +254,8 @@ class Annotation:
             new = np.expand_dims(plain, ref.axis_number)
             if where is not None:
                 new = np.where(np.expand_dims(where, ref.axis_number), new, old)
+            if keep:
+                new = np.where(old == NOT_PAINTED, new, old)
             content = self._status.content.with_slice(ref, painted=bool(new.any()), complete=complete)
             self._put(box, old, new, content)
 

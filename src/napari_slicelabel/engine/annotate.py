@@ -64,7 +64,9 @@ def copy_slices(
         yield Progress("check", done, len(refs), str(ref))
     _ensure_classes(project, values - {NOT_PAINTED}, add=add_classes)
     for done, ref in enumerate(refs, start=1):
-        project.annotation(volume).write_slice(ref, _read(labels, ref).astype(np.uint8), complete=True)
+        plane = _read(labels, ref).astype(np.uint8)
+        # what somebody paints in a window meanwhile stays
+        project.annotation(volume).write_slice(ref, plane, complete=True, keep=not force)
         yield Progress("annotate", done, len(refs), str(ref))
 
 
