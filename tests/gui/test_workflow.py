@@ -302,6 +302,11 @@ def test_labels_stay_until_better_ones_exist(bench: Bench, stack: Sample, monkey
     bench.click(panel.run)
     bench.wait(lambda: bench.session.worker.state.done > 2, 100)
     nothing_is_gone()
+    # what is painted before the first slice of a run counts as painted since it began
+    bench.session.jump(SliceRef("z", 7))
+    bench.drag((10, 10), (10, 12))
+    assert 7 in bench.session._edited
+    bench.press("Ctrl+Z")
     bench.click(panel.cancel)
     bench.wait(lambda: not bench.session.worker.state.active)
     bench.settle()

@@ -109,6 +109,7 @@ class RunList(QWidget):
         table.setUniformRowHeights(True)
         table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         table.setAccessibleName("Runs")
+        table.setToolTip("Runs, the newest first; bold: what is shown. Double-click shows one alone.")
         table.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Fixed)
         header = table.header()
         if header is not None:

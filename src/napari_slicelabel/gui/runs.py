@@ -6,7 +6,7 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -51,6 +51,8 @@ class ShelfRun:
         Slices that the user accepted, flagged, and took to correct.
     resumed : str
         When it last went on, in ISO format; empty if it never did.
+    is_unsaved : bool
+        Whether the user has decided something since it was read.
     """
 
     record: RunRecord
@@ -62,6 +64,7 @@ class ShelfRun:
     flagged: set[int] = field(default_factory=set)
     corrected: set[int] = field(default_factory=set)
     resumed: str = ""
+    is_unsaved: bool = False
 
     @property
     def run_id(self) -> str:
@@ -90,6 +93,12 @@ class ShelfRun:
         """Take note of a slice that was written."""
         if index < len(self.origins):
             self.confidence[index], self.origins[index] = confidence, origin
+
+    def decide(self, index: int, what: Literal["accepted", "flagged", "corrected"], is_so: bool) -> None:
+        """Take note of what the user says of a slice."""
+        slices: set[int] = getattr(self, what)
+        (slices.add if is_so else slices.discard)(index)
+        self.is_unsaved = True
 
     def facts(self, volume: str) -> RunFacts:
         """Return what the list of runs says of it."""
@@ -243,13 +252,14 @@ class Shelf:
         book = ScoreBook(axis, depth, shown[0].annotated)
         self.owners = [None] * depth
         for run in shown:
+            along, mean = run.record.axis == axis, float(np.nanmean(run.confidence))
+            # paint along one axis says nothing about slices of another run along another one
+            base = None if run is shown[0] else (run.annotated if along else book.annotated)
+            elsewhere = f"{run.record.method} along {run.record.axis}"
             for index in self._free(run, axis):
-                along, self.owners[index] = run.record.axis == axis, run
-                origin = run.origins[index] if along else f"{run.record.method} along {run.record.axis}"
-                score = run.confidence[index] if along else float(np.nanmean(run.confidence))
-                # paint along one axis says nothing about slices of another run along another one
-                base = None if run is shown[0] else (run.annotated if along else book.annotated)
-                book.put(index, float(score), origin, base)
+                self.owners[index] = run
+                score, origin = (float(run.confidence[index]), run.origins[index]) if along else (mean, elsewhere)
+                book.put(index, score, origin, base)
         return book
 
     def _free(self, run: ShelfRun, axis: Axis) -> list[int]:

@@ -352,7 +352,7 @@ class Session(QObject):
             scores=self._book.scores if self._book else None,
             accepted=self._accepted(),
             flagged=self._shelf.said("flagged"),
-            edited=frozenset(self._edited),
+            edited=frozenset(self._edited if self._book and self._book.axis == self._edits_axis else ()),
             volumes=self.project.names,
             span=read_range(self.config.range) if self.config is not None else None,
             stops=frozenset(read_stops(self.config.stops)) if self.config is not None else frozenset(),
@@ -772,6 +772,7 @@ class Session(QObject):
             self.say("Nothing to redo.")
 
     def _stepped(self, refs: Sequence[SliceRef], forward: bool) -> None:
+        self._save_reviews()
         self._took_edits(refs)
         if refs and self.current not in refs:
             self.jump(refs[-1])
@@ -788,6 +789,7 @@ class Session(QObject):
         """Change planes in the background, so that it can be undone."""
 
         def done(changes: tuple[Change, ...]) -> None:
+            self._save_reviews()
             self._took_edits([change.ref for change in changes])
             self._refresh("labels")
             self.say(message)
@@ -798,9 +800,17 @@ class Session(QObject):
         self.say(" ".join(str(error).split()) or type(error).__name__, error=True)
 
     def _took_edits(self, refs: Sequence[SliceRef]) -> None:
-        if self._book is not None:
-            self._edited |= {ref.index for ref in refs if ref.axis == self._book.axis}
+        axis = self._edits_axis
+        self._edited |= {ref.index for ref in refs if ref.axis == axis}
         self._soon()
+
+    @property
+    def _edits_axis(self) -> Axis | None:
+        """The axis of the run that goes on, or else of what is shown."""
+        live = self._shelf.find(self._live)
+        if live is not None:
+            return live.record.axis
+        return self._book.axis if self._book is not None else None
 
     # -- runs ---------------------------------------------------------------------------------------------------------
 
@@ -922,7 +932,7 @@ class Session(QObject):
             if self._edited and self.project.classes != self._run_classes:
                 # a network has the classes that it began with
                 self.say("There are new classes: what you painted is taken into the next run.")
-            elif self._edited and self._book is not None:
+            elif self._edited:
                 self._again = state.run_id
                 self.say("What you painted is taken into the next round.")
                 self.worker.stop()
@@ -948,9 +958,11 @@ class Session(QObject):
     def _run_ended(self, state: RunState) -> None:
         again, self._again = self._again, ""
         if again and state.phase == "stopped":
-            if self._book is not None:
+            live = self._shelf.find(self._live)
+            if live is not None:
                 with suppress(SliceLabelError):
-                    self._book.annotated = self.store.painted(self._book.axis) | self.store.complete(self._book.axis)
+                    live.annotated = self.store.painted(live.record.axis) | self.store.complete(live.record.axis)
+                self._show_labels_of_runs(again=False)
             self._edited.clear()
             self.worker.start(None, resume=again)
             return
@@ -1005,27 +1017,26 @@ class Session(QObject):
             return self.store.change(self._merged({ref: predicted}, complete=True if complete else None))
 
         run = self._shelf.review(ref.index)
-        if complete and run is not None:
-            run.accepted.add(ref.index)
-            run.flagged.discard(ref.index)
-            self.tasks.start(run.save_review)
-            self._operate(work, f"Accepted {ref}. It counts as painted by you; undo takes it back.")
-        elif run is not None:
+        if run is None:
+            return
+        was_flagged = ref.index in run.flagged
 
-            def corrected(is_taken: bool) -> None:
-                (run.corrected.add if is_taken else run.corrected.discard)(ref.index)
-                run.save_review()
+        def decide(is_taken: bool) -> None:
+            run.decide(ref.index, "accepted" if complete else "corrected", is_taken)
+            if complete and was_flagged:
+                run.decide(ref.index, "flagged", not is_taken)
 
-            def work_and_note() -> tuple[Change, ...]:
-                changes = work()
-                corrected(True)
-                return changes
+        def work_and_decide() -> tuple[Change, ...]:
+            changes = work()
+            decide(True)
+            return changes
 
-            self._operate(
-                work_and_note,
-                f"The prediction of {ref} is yours to correct. Then mark it complete (D).",
-                turned=corrected,
-            )
+        words = (
+            f"Accepted {ref}. It counts as painted by you; undo takes it back."
+            if complete
+            else f"The prediction of {ref} is yours to correct. Then mark it complete (D)."
+        )
+        self._operate(work_and_decide, words, turned=decide)
 
     def flag(self) -> None:
         """Keep this slice in the queue for later, or take the flag away."""
@@ -1034,11 +1045,17 @@ class Session(QObject):
         if ref is None or run is None:
             self.say("No prediction in this slice.")
             return
-        run.flagged ^= {ref.index}
-        run.accepted.discard(ref.index)
-        self.tasks.start(run.save_review)
+        run.decide(ref.index, "flagged", ref.index not in run.flagged)
+        run.decide(ref.index, "accepted", False)
+        self._save_reviews()
         self.say(f"{ref} is flagged for later." if ref.index in run.flagged else f"{ref} is no longer flagged.")
         self._soon()
+
+    def _save_reviews(self) -> None:
+        for run in self._shelf.runs:
+            if run.is_unsaved:
+                run.is_unsaved = False
+                self.tasks.start(run.save_review)
 
     def _accepted(self) -> frozenset[int]:
         """Return the slices that were accepted and are still complete: undo takes that back, too."""

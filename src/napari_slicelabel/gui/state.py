@@ -515,10 +515,10 @@ class ScoreBook:
         """All of them."""
         if self._made is None:
             human = np.array([origin == HUMAN for origin in self._origins])
-            earlier = tuple(
-                (frozenset(index for index, other in self._bases.items() if other == base), base)
-                for base in dict.fromkeys(self._bases.values())
-            )
+            groups: dict[frozenset[int], set[int]] = {}
+            for index, base in self._bases.items():
+                groups.setdefault(base, set()).add(index)
+            earlier = tuple((frozenset(indices), base) for base, indices in groups.items())
             confidence, origins = self._confidence.copy(), tuple(self._origins)
             self._made = Scores(self.axis, confidence, human, origins, self.annotated, earlier)
         return self._made
