@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import zarr
 
 from napari_slicelabel.data.boxes import SliceRef
+from napari_slicelabel.data.formats import open_volume
 from napari_slicelabel.data.project import Project
 from napari_slicelabel.data.reading import parse_json, read_bytes, read_json, read_text
 from napari_slicelabel.errors import SliceLabelError, StorageError
@@ -83,3 +85,15 @@ def test_parts_of_a_project_that_are_no_files(project: Project, name: str, put: 
 
     with pytest.raises(SliceLabelError):
         use()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes with names, no /dev")
+@pytest.mark.parametrize("part", ["0/zarr.json", "0/c/0/0/0"])
+@pytest.mark.parametrize("put", [os.mkfifo, os.mkdir, partial(os.symlink, "/dev/zero")])
+def test_a_zarr_of_what_is_no_file(tmp_path: Path, part: str, put: Callable[[Path], None]) -> None:
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=3)
+    group.create_array("0", data=np.ones((4, 5, 6), np.uint8))
+    (tmp_path / "a.zarr" / part).unlink()
+    put(tmp_path / "a.zarr" / part)
+    with pytest.raises(SliceLabelError):
+        open_volume(tmp_path / "a.zarr" / "0", axes="zyx").read_slice(SliceRef("z", 1))

@@ -481,3 +481,24 @@ def test_nothing_outside_of_the_project_is_written(painted: Project, tmp_path: P
         said = str(error)
     assert not said or "link" in said
     assert {path: path.read_bytes() for path in (outside, *outside.rglob("*")) if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"annotated": {}},
+        {"spans": {}},
+        {"spans": {"tiny": [0, 10**30]}},
+        {"spans": {"tiny": [5, 3]}},
+        {"annotated": {"tiny": [99]}},
+        {"stops": "none"},
+    ],
+    ids=str,
+)
+def test_a_record_that_does_not_fit_together_is_damaged(painted: Project, method: Any, change: dict[str, Any]) -> None:
+    list(run(painted, method(fill)))
+    folder = painted.run_folder(painted.run_ids()[0])
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**record, **change}))
+    with pytest.raises(StorageError, match="damaged"):
+        RunRecord.load(folder)

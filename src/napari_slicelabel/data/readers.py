@@ -183,10 +183,12 @@ def read_zarr(request: Request) -> Opened:
     """
     import zarr
 
+    from napari_slicelabel.data.zarr_stores import PlainStore
+
     path = request.path / request.member if request.member else request.path
     if not path.exists():
         raise InputError(f"{request.path} has no {request.member}; it holds {', '.join(_zarr_children(request.path))}")
-    node = zarr.open(path, mode="r")
+    node = zarr.open(PlainStore(path), mode="r")
     if isinstance(node, zarr.Array):
         _no_levels(request)
         names = getattr(node.metadata, "dimension_names", None) or ()
@@ -197,7 +199,7 @@ def read_zarr(request: Request) -> Opened:
     ome: Mapping[str, Any] = _mapping(attributes.get("ome")) or attributes
     multiscales: Any = ome.get("multiscales")
     if request.labels and "image-label" not in ome and (path / "labels").is_dir():
-        found = _mapping(dict(zarr.open_group(path / "labels", mode="r").attrs))
+        found = _mapping(dict(zarr.open_group(PlainStore(path / "labels"), mode="r").attrs))
         labels: Any = (_mapping(found.get("ome")) or found).get("labels") or _zarr_children(path / "labels")
         if len(labels) != 1:
             raise InputError(f"{path} has the label images {', '.join(labels)}; give one: {path}::labels/{labels[0]}")
@@ -219,11 +221,13 @@ def _ome_level(request: Request, path: Path, multiscale: Mapping[str, Any], ome:
     """Open one level of an OME-Zarr image."""
     import zarr
 
+    from napari_slicelabel.data.zarr_stores import PlainStore
+
     datasets = multiscale["datasets"]
     if request.level >= len(datasets):
         raise InputError(f"{path}: level {request.level}; it has {len(datasets)} levels, 0 to {len(datasets) - 1}")
     dataset = datasets[request.level]
-    array = zarr.open_array(path / dataset["path"], mode="r")
+    array = zarr.open_array(PlainStore(path / dataset["path"]), mode="r")
     # before 0.3 there were no axes: always tczyx
     described = [a if isinstance(a, Mapping) else {"name": a} for a in multiscale.get("axes") or "tczyx"]
     axes = "".join(str(a["name"]).lower() for a in described)

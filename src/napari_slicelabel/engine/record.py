@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from napari_slicelabel.data.boxes import Axis
 from napari_slicelabel.data.files import make_folder, open_own, storage_errors, write_text
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 RECORD_NAME = "run.json"
 JOURNAL_NAME = "events.jsonl"
+_LONGEST_AXIS = 10**7
 # in bytes; a traceback, the longest note, takes some thousand
 _LONGEST_LINE = 2**24
 
@@ -60,6 +61,18 @@ class RunRecord(BaseModel):
     outcome: Literal["running", "finished", "stopped", "cancelled", "failed"] = "running"
     error: str = Field(default="", description="one line, when it failed")
     scores: dict[str, float] = Field(default={}, description="last value of each metric, and the summary")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        """Check what slices are counted by, before they are."""
+        if not self.spans or self.spans.keys() != self.annotated.keys():
+            raise ValueError("spans and annotated are of different volumes")
+        for name, (start, stop) in self.spans.items():
+            if not 0 <= start < stop <= _LONGEST_AXIS:
+                raise ValueError(f"the span of {name} goes from {start} to {stop}")
+            if not all(start <= index < stop for index in self.annotated[name]):
+                raise ValueError(f"annotated slices of {name} lie outside of its span")
+        return self
 
     def save(self, folder: Path) -> None:
         """Replace run.json in one step.
