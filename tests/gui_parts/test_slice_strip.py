@@ -11,7 +11,7 @@ from qtpy.QtGui import QHelpEvent, QMouseEvent
 from qtpy.QtWidgets import QApplication, QToolTip
 
 from napari_slicelabel.gui.slice_strip import SliceStatus, SliceStrip, StripSnapshot
-from napari_slicelabel.gui.strip_snapshot import columns
+from napari_slicelabel.gui.strip_snapshot import LABEL_RANKS, Label, columns
 from napari_slicelabel.gui.theme import Theme
 
 if TYPE_CHECKING:
@@ -271,3 +271,8 @@ def test_pictures(depth: int, width: int, show: Show, shoot: Shoot, theme: str) 
         "z", given.status, given.confidence, given.current, given.span, stops, given.origins
     ))  # fmt: skip
     shoot(show(strip, width, None, theme), f"strip-{depth}-{width}")
+
+
+def test_what_was_accepted_is_told_from_what_was_painted() -> None:
+    assert LABEL_RANKS[PREDICTED | REVIEWED | COMPLETE] == Label.CHECKED
+    assert LABEL_RANKS[PREDICTED | COMPLETE] == Label.PAINTED
