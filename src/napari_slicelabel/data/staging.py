@@ -14,8 +14,6 @@ from napari_slicelabel.data.files import discard, own_path, write_text
 from napari_slicelabel.data.reading import read_json
 from napari_slicelabel.errors import StorageError
 
-CHUNKS = "chunks"
-"""Folder of the staged chunks, in files named after their keys with ``.`` for ``/``."""
 _STATUS = "status.json"
 _EMPTIED = "emptied.json"
 
@@ -62,7 +60,8 @@ def apply_stage(pending: Path, array: Path, status: Path) -> None:
         A link on the way, or what was staged is damaged.
     """
     if own_path(pending / _STATUS).exists():
-        for chunk in sorted(own_path(pending / CHUNKS).iterdir()):
+        # chunks lie there under their keys with `.` for `/`; one folder, since a second one takes as long as a chunk
+        for chunk in sorted(pending.glob("c.*")):
             os.replace(own_path(chunk), _place(array, chunk.name.replace(".", "/")))
         for key in emptied_by(pending):
             _place(array, key).unlink(missing_ok=True)

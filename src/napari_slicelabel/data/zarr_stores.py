@@ -11,7 +11,6 @@ import zarr
 from zarr.storage import LocalStore, WrapperStore
 
 from napari_slicelabel.data.files import make_folder, own_path
-from napari_slicelabel.data.staging import CHUNKS
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest
@@ -97,8 +96,7 @@ class StagedStore(OwnStore):
 
     def stage(self, folder: Path) -> None:
         """Write to an empty folder from now on."""
-        (folder / CHUNKS).mkdir()
-        self._staging, self.written, self.emptied = folder / CHUNKS, set(), set()
+        self._staging, self.written, self.emptied = folder, set(), set()
 
     async def set(self, key: str, value: "Buffer") -> None:
         """Write one chunk beside the array."""
