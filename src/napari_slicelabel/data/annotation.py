@@ -180,8 +180,8 @@ class Annotation:
         """
         if len(box.start) != 3 or not Box.whole(self.shape).contains(box):
             raise InputError(f"box from {box.start} to {box.stop}: the annotation has shape {self.shape} (z, y, x)")
-        self._status.refresh()
-        return self._read(box)
+        # where the status cannot be read, as last known: a folder that was moved away may come back
+        return self._read(box, self.status)
 
     def read_slice(self, ref: SliceRef) -> NDArray[np.uint8]:
         """Return the labels of one slice.
@@ -250,7 +250,7 @@ class Annotation:
         with self._writing():
             # also where only other slices have paint: a chunk that is made anew would hide that theirs is lost
             self._refuse_missing(box)
-            old = self._read(box)
+            old = self._read(box, self._status.content.status)
             new = np.expand_dims(plain, ref.axis_number)
             if where is not None:
                 new = np.where(np.expand_dims(where, ref.axis_number), new, old)
@@ -282,7 +282,8 @@ class Annotation:
             }
             if given_up:
                 content = content.with_chunks(content.chunk_numbers() - given_up)
-            self._put(box, self._read(box, give_up=True), np.zeros(box.shape, np.uint8), content)
+            old = self._read(box, self._status.content.status, give_up=True)
+            self._put(box, old, np.zeros(box.shape, np.uint8), content)
 
     def set_complete(self, ref: SliceRef, complete: bool) -> None:
         """Declare one slice complete (unpainted is background there), or take that back. Writes the status only.
@@ -385,7 +386,9 @@ class Annotation:
     def _writing(self) -> Iterator[None]:
         """Let nobody else write during the block, which begins with the status as it is now."""
         self._prepare()
-        make_folder(self._folder.parent)
+        with storage_errors(self._folder):
+            # not the project: whoever moved that away would find another one in its place
+            own_path(self._folder.parent).mkdir(exist_ok=True)
         with self._lock, locked(self._lock_file), storage_errors(self._folder):
             self._finish()
             self._status.reread()
@@ -447,9 +450,9 @@ class Annotation:
 
     # -- chunks -------------------------------------------------------------------------------------------------------
 
-    def _read(self, box: Box, *, give_up: bool = False) -> NDArray[np.uint8]:
+    def _read(self, box: Box, status: SliceStatus, *, give_up: bool = False) -> NDArray[np.uint8]:
         """Return the labels in a box; missing chunks hold nothing if they are given up, else they are an error."""
-        if not _refs_through(self._status.content.status, box, complete=False):
+        if not _refs_through(status, box, complete=False):
             return np.zeros(box.shape, np.uint8)
         array = self._array(create=False)
         with self._chunk_errors(box):

@@ -230,15 +230,15 @@ class Project:
     def refresh(self) -> bool:
         """Take over what other programs changed in ``project.json``; return whether it was replaced.
 
-        That is a question of microseconds where it was not.
+        That is a question of microseconds where it was not. A project that was moved away stays as it was.
 
         Raises
         ------
         InputError
-            The file is damaged, or no longer there.
+            The file is damaged.
         """
         with self._file_lock:
-            if stamp(self._json) == self._stamp:
+            if stamp(self._json) in (None, self._stamp):
                 return False
             self._reread()
             return True
