@@ -413,6 +413,7 @@ def kill_points(whole: Ended, rng: random.Random) -> list[int]:
     return [rng.choice(numbers) for numbers in touches.values() if numbers]
 
 
+@pytest.mark.timeout(600)  # some thirty runs
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 @each_method
 def test_killed_and_resumed(painted: Project, runner: Runner, case: Case) -> None:
