@@ -582,6 +582,16 @@ def test_pipes_and_names_that_no_disk_takes(tmp_path: Path, name: str) -> None:
             read(tmp_path / name)
 
 
+def test_tiles_that_are_nowhere_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "tiles.tif"
+    tifffile.imwrite(path, np.ones((3, 40, 48), np.uint8), tile=(16, 16), compression="zlib", photometric="minisblack")
+    with tifffile.TiffFile(path, mode="r+") as tif:
+        counts = list(tif.pages[1].databytecounts)
+        tif.pages[1].tags["TileByteCounts"].overwrite([0, *counts[1:]])
+    with pytest.raises(InputError, match="section 1"):
+        open_volume(path)
+
+
 def test_what_a_killed_export_left_is_swept(tmp_path: Path) -> None:
     (tmp_path / ".0123abcd.part.other.h5").touch()
     (tmp_path / ".0123abcd.old.mine.tif").write_bytes(b"the old one")

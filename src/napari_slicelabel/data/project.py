@@ -182,6 +182,7 @@ class Project:
             records.append(record)
         with storage_errors(folder, "create"):
             folder.parent.mkdir(parents=True, exist_ok=True)
+            sweep(folder.parent)
             with replacing(folder) as temporary:
                 temporary.mkdir()
                 for name in ("annotation", "selection", "runs"):
@@ -497,6 +498,8 @@ class Project:
         from napari_slicelabel.data.zarr_stores import OwnStore
 
         with storage_errors(self._store(name)):
+            # the project's lock is held
+            sweep(self._store(name), alone=True)
             try:
                 group = zarr.open_group(OwnStore(self._store(name)), mode="r+")
             except FileNotFoundError:

@@ -268,6 +268,7 @@ def read_tiff(request: Request) -> Opened:
             full, small = (dict(zip(axes, s.shape, strict=True)) for s in (series, chosen))
             z, y, x = (v * full[a] / small[a] for a, v in zip("zyx", voxel_size, strict=True))
             voxel_size = (z, y, x)
+        _refuse_holes(tif, chosen, request.path)
         offset, shape, dtype = chosen.dataoffset, chosen.shape, chosen.dtype
         order = tif.byteorder
     array: ArrayLike
@@ -279,6 +280,15 @@ def read_tiff(request: Request) -> Opened:
         # the store keeps the file open for as long as the array lives
         weakref.finalize(array, store.close)
     return Opened(array, axes, voxel_size, unit)
+
+
+def _refuse_holes(tif: Any, series: Any, path: Path) -> None:
+    """Refuse tiles or strips that are nowhere in the file; GDAL leaves out those of zeros on purpose."""
+    if tif.is_gdal or series.dataoffset is not None:
+        return
+    for number, page in enumerate(series.pages):
+        if page is None or not all(page.databytecounts):
+            raise InputError(f"{path}: parts of section {number} are not in the file; is it damaged, or a broken copy?")
 
 
 def _tiff_axes(axes: str, shape: Sequence[int], path: Path) -> str:

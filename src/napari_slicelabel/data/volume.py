@@ -282,9 +282,10 @@ class Volume:
         index = tuple(0 if a == "t" else where.get(cast("Axis", a), slice(None)) for a in self._axes)
         try:
             values = np.asarray(self._array[index])
-        except SliceLabelError:
+        except (SliceLabelError, MemoryError):
             raise
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
+        except Exception as error:
+            # whatever codecs raise: each has its own kinds
             raise StorageError(
                 f"{self.source or self.name}: cannot read voxels {box.start} to {box.stop}: {_one_line(error)}"
             ) from error

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from napari_slicelabel.data.files import make_folder, remove, replacing, storage_errors
+from napari_slicelabel.data.files import make_folder, remove, replacing, storage_errors, sweep
 from napari_slicelabel.engine.devices import resolve_device
 from napari_slicelabel.engine.events import Metric, Progress
 
@@ -91,6 +91,7 @@ def stored_features(
     rows = yield from provider.compute(stacks, device, request.rng, request.options, unfinished)
     with storage_errors(file):
         make_folder(folder)
+        sweep(folder)
         with replacing(file) as temporary:
             save_file({"features": np.ascontiguousarray(rows)}, temporary, {"facts": facts})
     remove(unfinished)

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from napari_slicelabel.data.boxes import SliceRef
-from napari_slicelabel.data.files import make_folder, open_own, storage_errors, write_text
+from napari_slicelabel.data.files import make_folder, open_own, storage_errors, sweep, write_text
 from napari_slicelabel.data.reading import open_file, read_json
 from napari_slicelabel.engine.events import Progress
 from napari_slicelabel.engine.select.candidates import Stack
@@ -79,6 +79,7 @@ def make_thumbnails(project: "Project", stack: Stack) -> Generator[Progress, Non
     file, note = (folder / f"{stack.volume}-{stack.axis}{suffix}" for suffix in (".npy", ".json"))
     facts = {"version": _VERSION, "source": _fingerprint(volume), "slices": stack.depth, "channels": volume.channels}
     make_folder(folder)
+    sweep(folder)
     shape = (stack.depth, volume.channels, SIDE_PX, SIDE_PX)
     done = _done(note, file, facts, shape)
     stage = f"look at {stack.volume} {stack.axis}"
