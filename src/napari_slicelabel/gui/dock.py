@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from qtpy.QtWidgets import (
 
 from napari_slicelabel.data.boxes import AXES, SliceRef
 from napari_slicelabel.gui.controller import Controller
+from napari_slicelabel.gui.opening import bring_to_front, dock_of
 from napari_slicelabel.gui.panels.base import Panel, changed, text_label
 from napari_slicelabel.gui.panels.paint import PaintPanel
 from napari_slicelabel.gui.panels.propagate import PropagatePanel
@@ -215,7 +217,7 @@ class WorkflowDock(_Widget):
         # not as padding in the style sheet: Qt takes that off twice, and makes room for one line too many
         self.hint.setMargin(7)
         self._stack([self.hint, *self._messages(), *self.sections], spacing=4)
-        self._strip: SliceBar | None = None
+        self._opens = True
         self.controller = Controller(self.workspace, [*self.sections, self], self)
         self._dress()
         self.controller.update()
@@ -232,7 +234,8 @@ class WorkflowDock(_Widget):
         if changed(new, old, "step"):
             for section in self.sections:
                 section.set_open(new.step in section.panel.steps or self._stays(section, new))
-        if new.project is not None and self._strip is None:
+        if new.project is not None and (changed(new, old, "project.path") or self._opens):
+            self._opens = False
             self._add_strip()
 
     def _stays(self, section: Section, new: Snapshot) -> bool:
@@ -245,8 +248,13 @@ class WorkflowDock(_Widget):
         viewer = self.workspace.viewer
         if viewer is None:
             return
-        self._strip = strip = SliceBar(viewer)
-        viewer.window.add_dock_widget(strip, area="bottom", name="Slices")
+        # it outlives this dock: opened again, the workflow goes on with it
+        strip = self.workspace.strip() if self.workspace.strip is not None else None
+        if strip is None or dock_of(strip) is None:
+            strip = SliceBar(viewer)
+            self.workspace.strip = weakref.ref(strip)
+            viewer.window.add_dock_widget(strip, area="bottom", name="Slices")
+        bring_to_front(strip)
 
 
 class SliceBar(_Widget):

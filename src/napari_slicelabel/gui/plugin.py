@@ -20,13 +20,13 @@ from napari_slicelabel.data.downloads import (
     VNC_VOXEL_SIZE,
     drosophila_vnc,
 )
-from napari_slicelabel.data.formats import open_labels, write_labels
+from napari_slicelabel.data.formats import open_labels, open_volume, write_labels
 from napari_slicelabel.data.project import SUFFIX, Project
 from napari_slicelabel.data.samples import Sample, mni152, synthetic_em
 from napari_slicelabel.data.volume import parse_unit
-from napari_slicelabel.errors import InputError, MissingFileError
+from napari_slicelabel.errors import InputError, MissingFileError, SliceLabelError
 from napari_slicelabel.gui.layers import KEY, label_colors, volume_placement
-from napari_slicelabel.gui.settings import PLUGIN
+from napari_slicelabel.gui.opening import WorkflowDock, bring_to_front, docked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,13 +37,44 @@ if TYPE_CHECKING:
 
 WORKFLOW = "Label from few slices"
 """Name of the workflow widget in the menus."""
+DISPLAY_NAME = "SliceLabel"
+"""Name of the plugin in the menus."""
 
 
-def get_reader(path: str | list[str]) -> Callable[[str | list[str]], list[LayerData]] | None:
-    """Return the reader of project folders; None for anything else."""
-    if isinstance(path, list) or not str(path).rstrip("/\\").endswith(SUFFIX):
-        return None
-    return read_project if (Path(path) / "project.json").is_file() else None
+def get_reader(path: str | list[str]) -> Callable[[str | list[str]], Any] | None:
+    """Return the reader of a project, or of another folder; None for a file.
+
+    napari gives every folder to whoever reads any folder, before its own reader: what is no project must open as well
+    as without this plugin.
+    """
+    if not isinstance(path, list) and (Path(path) / "project.json").is_file():
+        return read_project
+    first = Path(path[0] if isinstance(path, list) else path)
+    return _reader_of_images(path) if first.is_dir() and not _is_project_name(first) else None
+
+
+def _is_project_name(path: Path) -> bool:
+    return path.name.endswith(SUFFIX)
+
+
+def _reader_of_images(path: str | list[str]) -> Callable[[str | list[str]], Any] | None:
+    """Return the reader of an OME-Zarr, lazily and with its voxel size; for any other folder that of napari."""
+    if isinstance(path, str) and _is_zarr(Path(path)):
+        try:
+            volume = open_volume(path)
+        except SliceLabelError:
+            # several time points, labels, ...: napari may know more
+            pass
+        else:
+            return lambda _path: [(volume.as_dask(), {"name": volume.name, **volume_placement(volume)}, "image")]
+    from napari_builtins.io import napari_get_reader
+
+    reader: Callable[[str | list[str]], Any] | None = napari_get_reader(path)
+    return reader
+
+
+def _is_zarr(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("zarr.json", ".zattrs", ".zgroup", ".zarray"))
 
 
 def read_project(path: str | list[str]) -> list[LayerData]:
@@ -206,8 +237,13 @@ def next_review(viewer: napari.Viewer) -> None:
 
 
 def open_workflow(viewer: Any) -> None:
-    """Open the workflow beside the canvas."""
-    viewer.window.add_plugin_dock_widget(PLUGIN, WORKFLOW)
+    """Open the workflow beside the canvas, or bring it to the front; the same one whatever the way in."""
+    widget = docked(viewer, WorkflowDock.kind)
+    if widget is None:
+        # under the name that it has from napari's menu, which then shows and hides this one
+        viewer.window.add_dock_widget(WorkflowDock(viewer), name=f"{WORKFLOW} ({DISPLAY_NAME})")
+    else:
+        bring_to_front(widget)
 
 
 def _ask(viewer: Any, name: str) -> None:

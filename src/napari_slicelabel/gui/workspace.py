@@ -45,6 +45,8 @@ class Workspace(QObject):
         `session` is another one.
     session : Session or None
         The labelling that goes on.
+    strip : weakref.ref or None
+        The bar under the canvas: one, whichever widgets come and go.
     """
 
     changed = Signal()
@@ -58,6 +60,7 @@ class Workspace(QObject):
         self._wrap = type(viewer) if hasattr(viewer, "__wrapped__") else (lambda inner: inner)
         self.session: Session | None = None
         self.busy = ""
+        self.strip: weakref.ref[QWidget] | None = None
         self._tasks = Tasks(self)
         self._tasks.failed.connect(self._failed)
         self._windows: list[weakref.ref[QWidget]] = []
