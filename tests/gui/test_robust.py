@@ -195,7 +195,14 @@ def test_layers_over_the_last_axes_of_a_turned_4d_image(bench: Bench, stack: Sam
     affine[1:4, 1:4] = [[2, 0, 0], [0, 0.9, -0.2], [0, 0.2, 0.9]]
     affine[1:4, 4] = (4, 5, 6)
     image = np.stack([stack.image, 255 - stack.image])
-    bench.start(image, scale=(1, 40, 6, 5), rotate=rotation_4d(), affine=affine, units=("pixel", "nm", "nm", "nm"))
+    bench.start(
+        image,
+        scale=(1, 40, 6, 5),
+        rotate=rotation_4d(),
+        affine=affine,
+        units=("pixel", "nm", "nm", "nm"),
+        axis_labels="czyx",
+    )
     bench.session.jump(SliceRef("z", 7))
     assert bench.session.current == SliceRef("z", 7)
     shown = bench.session.image

@@ -116,6 +116,18 @@ def open_volume(
     return _volume(request, _open(request), axes=axes, voxel_size=voxel_size, unit=unit, name=name)
 
 
+def stated_axes(source: str | Path) -> tuple[str, tuple[int, ...]]:
+    """Return the axes that a file states, one letter each, "" where it does not, and the shape of its array.
+
+    Raises
+    ------
+    MissingFileError, InputError
+        As `open_volume`, but for axes that it would not take.
+    """
+    opened = _open(_request(source, level=0, labels=False, axes=None))
+    return opened.axes.lower(), tuple(int(n) for n in opened.array.shape)
+
+
 def open_labels(source: str | Path, *, axes: str | None = None) -> Volume:
     """Open labels lazily.
 

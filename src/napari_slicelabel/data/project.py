@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from napari_slicelabel.data.annotation import CHUNKS, Annotation
 from napari_slicelabel.data.classes import LabelClass, default_color, make_classes
+from napari_slicelabel.data.copies import write_copy
 from napari_slicelabel.data.files import (
     Stamp,
     guard,
@@ -40,6 +41,8 @@ FORMAT_VERSION = 2
 """Version 1 kept the status of the slices in ``project.json``; it opens, and the first write makes it version 2."""
 SUFFIX = ".slicelabel"
 """Ending of a project folder by custom. Not ``.zarr``, which other napari readers claim."""
+
+_IMAGES = "images"
 
 VolumeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=100)]
 
@@ -125,7 +128,7 @@ class Project:
     def create(
         cls,
         path: str | Path,
-        images: str | Path | Sequence[str | Path],
+        images: str | Path | Volume | Sequence[str | Path | Volume],
         *,
         names: Sequence[str] | None = None,
         axes: str | None = None,
@@ -140,8 +143,9 @@ class Project:
         ----------
         path : str or Path
             The folder to create. It appears complete or not at all.
-        images : sequence of str or Path
-            One or more images, anything that `open_volume` opens. They stay where they are and are never changed.
+        images : sequence of str, Path or Volume
+            One or more images, anything that `open_volume` opens. They stay where they are and are never changed. A
+            `Volume` is copied into the project, as ``images/<name>.npy``.
         names : sequence of str, optional
             One for each image. By default the file stems, or the array after ``::``, made unique.
         axes, voxel_size, unit, level : optional
@@ -166,7 +170,7 @@ class Project:
         folder = Path(path).expanduser().absolute()
         if folder.exists():
             raise InputError(f"{folder} already exists; open that project, or choose another name")
-        sources = [images] if isinstance(images, (str, Path)) else list(images)
+        sources = [images] if isinstance(images, (str, Path, Volume)) else list(images)
         if not sources:
             raise InputError("a project needs at least one image")
         if names is not None and len(names) != len(sources):
@@ -174,11 +178,17 @@ class Project:
         table = make_classes(classes)
         records: list[VolumeRecord] = []
         volumes: dict[str, Volume] = {}
+        copied: dict[str, Volume] = {}
         for number, source in enumerate(sources):
-            volume = open_volume(source, axes=axes, voxel_size=voxel_size, unit=unit, level=level)
-            record = _record(volume, folder, names[number] if names else None, [r.name for r in records], level)
-            volume.name = record.name
-            volumes[record.name] = volume
+            name, taken = names[number] if names else None, [r.name for r in records]
+            if isinstance(source, Volume):
+                record = _copied_record(source, folder, name, taken)
+                copied[record.name] = source
+            else:
+                volume = open_volume(source, axes=axes, voxel_size=voxel_size, unit=unit, level=level)
+                record = _record(volume, folder, name, taken, level)
+                volume.name = record.name
+                volumes[record.name] = volume
             records.append(record)
         with storage_errors(folder, "create"):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -188,8 +198,11 @@ class Project:
                 for name in ("annotation", "selection", "runs"):
                     (temporary / name).mkdir()
                 project = cls(temporary, ProjectFile(volumes=tuple(records), classes=table))
-                for name in volumes:
-                    project._create_store(name)
+                for record in records:
+                    project._create_store(record.name)
+                for name, volume in copied.items():
+                    make_folder(temporary / _IMAGES)
+                    write_copy(volume, temporary / _IMAGES / f"{name}.npy")
                 write_text(project._json, project.file.text)
         project.path = folder
         guard(folder)
@@ -346,7 +359,7 @@ class Project:
 
     def add_volume(
         self,
-        image: str | Path,
+        image: str | Path | Volume,
         *,
         name: str | None = None,
         axes: str | None = None,
@@ -358,8 +371,8 @@ class Project:
 
         Parameters
         ----------
-        image : str or Path
-            Anything that `open_volume` opens.
+        image : str, Path or Volume
+            Anything that `open_volume` opens; a `Volume` is copied into the project.
         name : str, optional
             By default the file stem or the array after ``::``, made unique.
         axes, voxel_size, unit, level : optional
@@ -379,6 +392,8 @@ class Project:
         StorageError
             Disk full, read-only folder.
         """
+        if isinstance(image, Volume):
+            return self._add_copy(image, name)
         volume = open_volume(image, axes=axes, voxel_size=voxel_size, unit=unit, level=level)
         with self._changing():
             record = _record(volume, self.path, name, (*self.names, *self._painted_before()), level)
@@ -390,6 +405,14 @@ class Project:
         with self._lock:
             self._volumes[record.name] = volume
         return volume
+
+    def _add_copy(self, volume: Volume, name: str | None) -> Volume:
+        """Copy a volume into the project, and add the copy."""
+        record = _copied_record(volume, self.path, name, (*self.names, *self._painted_before()))
+        file = self.path / _IMAGES / f"{record.name}.npy"
+        make_folder(file.parent)
+        axes = write_copy(volume, file)
+        return self.add_volume(file, name=record.name, axes=axes, voxel_size=volume.voxel_size, unit=volume.unit)
 
     def save(self) -> None:
         """Write ``project.json`` in one step: a kill at any moment leaves the old file or the new one.
@@ -680,6 +703,14 @@ def _record(volume: Volume, folder: Path, name: str | None, taken: Iterable[str]
         voxel_size=volume.voxel_size,
         unit=volume.unit,
     )
+
+
+def _copied_record(volume: Volume, folder: Path, name: str | None, taken: Iterable[str]) -> VolumeRecord:
+    """Return the record of a volume whose copy lies, or will lie, in the project."""
+    record = _record(volume, folder, name, taken, 0)
+    file = f"{_IMAGES}/{record.name}.npy"
+    axes = "zyx" if volume.channels == 1 else "zcyx"
+    return record.model_copy(update={"source": file, "absolute_source": str(folder / file), "axes": axes})
 
 
 def _resolved(source: str, folder: Path) -> str:

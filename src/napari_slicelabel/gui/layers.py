@@ -56,12 +56,11 @@ def placement(image: Any) -> dict[str, Any]:
     }
 
 
-def voxel_edges(image: Any) -> tuple[float, float, float]:
-    """Return how long a voxel of an image layer is along its last three axes, in the units of the layer."""
+def voxel_edges(image: Any) -> tuple[float, ...]:
+    """Return how long a voxel of an image layer is along each of its axes, in the units of the layer."""
     inner = Affine(scale=image.scale, rotate=image.rotate, shear=image.shear, ndim=image.ndim)
     edges = np.asarray(image.affine.linear_matrix) @ inner.linear_matrix
-    z, y, x = np.linalg.norm(edges, axis=0)[-3:].tolist()
-    return z, y, x
+    return tuple(np.linalg.norm(edges, axis=0).tolist())
 
 
 def volume_placement(volume: Volume) -> dict[str, Any]:

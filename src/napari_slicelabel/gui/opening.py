@@ -33,6 +33,8 @@ class _Opening(QWidget):
     ----------
     content : QWidget or None
         The widget; None while it is imported.
+    viewer : napari.Viewer
+        As napari gives it: a proxy.
     """
 
     kind: ClassVar[str]
@@ -40,7 +42,7 @@ class _Opening(QWidget):
     def __init__(self, viewer: napari.viewer.Viewer, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.content: QWidget | None = None
-        self._viewer = viewer
+        self.viewer = viewer
         # napari adds a spacer to a column, which would take half of the dock
         self._room = QGridLayout(self)
         self._room.setContentsMargins(0, 0, 0, 0)
@@ -71,9 +73,9 @@ class _Opening(QWidget):
         dock = dock_of(self)
         if dock is None:
             return
-        first = docked(self._viewer, self.kind)
+        first = docked(self.viewer, self.kind)
         if self._is_spare and first is not None:
-            self._viewer.window.remove_dock_widget(self)
+            self.viewer.window.remove_dock_widget(self)
             bring_to_front(first)
         elif dock.isVisible():
             self._join(dock)
@@ -81,15 +83,16 @@ class _Opening(QWidget):
     def _join(self, dock: QDockWidget) -> None:
         """Share the place of another widget of this plugin as tabs: stacked, both would be too low."""
         window = dock.parentWidget()
-        others = [dock_of(other) for other in _of_viewer(self._viewer) if other is not self]
+        others = [dock_of(other) for other in _of_viewer(self.viewer) if other is not self]
         mate = next((o for o in others if o is not None and o.isVisible() and not o.isFloating()), None)
-        if isinstance(window, QMainWindow) and mate is not None and not dock.isFloating():
-            if mate not in window.tabifiedDockWidgets(dock):
-                window.tabifyDockWidget(mate, dock)
-                dock.raise_()
+        if not isinstance(window, QMainWindow) or mate is None or dock.isFloating():
+            return
+        if mate not in window.tabifiedDockWidgets(dock):
+            window.tabifyDockWidget(mate, dock)
+            dock.raise_()
 
     def _show(self, module: Any) -> None:
-        self.content = getattr(module, self.kind)(self._viewer)
+        self.content = getattr(module, self.kind)(self.viewer)
         self._text.setVisible(False)
         self._room.removeWidget(self._text)
         self._room.addWidget(self.content, 0, 0)
@@ -129,7 +132,7 @@ def _of_viewer(viewer: Any) -> list[_Opening]:
     inner = _unwrapped(viewer)
     alive = [(ref, one) for ref in _opened if (one := ref()) is not None]
     _opened[:] = [ref for ref, _ in alive]
-    return [one for _, one in alive if _unwrapped(one._viewer) is inner and dock_of(one) is not None]
+    return [one for _, one in alive if _unwrapped(one.viewer) is inner and dock_of(one) is not None]
 
 
 def _unwrapped(viewer: Any) -> Any:

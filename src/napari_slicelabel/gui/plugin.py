@@ -67,7 +67,7 @@ def _reader_of_images(path: str | list[str]) -> Callable[[str | list[str]], Any]
             pass
         else:
             return lambda _path: [(volume.as_dask(), {"name": volume.name, **volume_placement(volume)}, "image")]
-    from napari_builtins.io import napari_get_reader
+    from napari_builtins.io import napari_get_reader  # type: ignore[import-untyped]
 
     reader: Callable[[str | list[str]], Any] | None = napari_get_reader(path)
     return reader

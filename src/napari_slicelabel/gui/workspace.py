@@ -13,9 +13,17 @@ from qtpy.QtWidgets import QApplication, QMainWindow
 from napari_slicelabel.data.project import Project
 from napari_slicelabel.engine.plan import RunPlan
 from napari_slicelabel.errors import SliceLabelError
+from napari_slicelabel.gui import recent
 from napari_slicelabel.gui.layers import KEY, is_stack, role
 from napari_slicelabel.gui.session import Session, open_session
-from napari_slicelabel.gui.starting import ImageFacts, add_to_project, start_project
+from napari_slicelabel.gui.starting import (
+    ImageFacts,
+    OtherImageError,
+    add_to_project,
+    possible_axes,
+    settled,
+    start_project,
+)
 from napari_slicelabel.gui.state import LayerFacts, Snapshot, resolve
 from napari_slicelabel.gui.tasks import Tasks
 from napari_slicelabel.gui.worker import RunState
@@ -43,6 +51,10 @@ class Workspace(QObject):
         A message for the user, and whether it is an error.
     session_changed : Signal()
         `session` is another one.
+    axes_known : Signal(str, tuple, tuple)
+        Name of a layer, what its axes may be, and its shape.
+    folder_proposed : Signal(str)
+        A free folder, where the chosen one is the project of another image.
     session : Session or None
         The labelling that goes on.
     strip : weakref.ref or None
@@ -52,6 +64,8 @@ class Workspace(QObject):
     changed = Signal()
     said = Signal(str, bool)
     session_changed = Signal()
+    axes_known = Signal(str, tuple, tuple)
+    folder_proposed = Signal(str)
 
     def __init__(self, viewer: Any) -> None:
         super().__init__()
@@ -122,18 +136,85 @@ class Workspace(QObject):
 
     # -- beginning ----------------------------------------------------------------------------------------------------
 
-    def start(self, layer: Any, folder: Path, classes: Sequence[LabelClass | str] = ()) -> None:
+    def start(self, layer: Any, folder: Path, classes: Sequence[LabelClass | str] = (), *, axes: str = "") -> None:
         """Begin to label an image of the viewer; its project is created if it is not there."""
         try:
-            facts = ImageFacts.of(layer)
+            facts = ImageFacts.of(layer, axes)
         except SliceLabelError as error:
             self.said.emit(str(error), True)
             return
+        if not self._may_leave():
+            return
         reference = weakref.ref(getattr(layer, "__wrapped__", layer))
+
+        def work() -> tuple[Project, str, bool] | OtherImageError:
+            whole = settled(facts)
+            try:
+                return *start_project(whole, folder, classes), whole.is_shown_as_read
+            except OtherImageError as error:
+                return error
+
+        def done(begun: tuple[Project, str, bool] | OtherImageError) -> None:
+            if isinstance(begun, OtherImageError):
+                self._failed(str(begun), "")
+                self.folder_proposed.emit(str(begun.free))
+                return
+            project, name, is_shown_as_read = begun
+            self._begin(project, name, self._image_for(reference(), is_shown_as_read))
+            self._say_copy(project, name)
+
         self._set_busy("Preparing the project ...")
-        self._tasks.start(
-            lambda: start_project(facts, folder, classes), lambda found: self._begin(found[0], found[1], reference())
-        )
+        self._tasks.start(work, done)
+
+    def _image_for(self, layer: Any, is_shown_as_read: bool) -> Any:
+        """Return the layer to paint over; None, and it is hidden, where its axes are in another order than z, y, x."""
+        if layer is None or is_shown_as_read:
+            return layer
+        layer.visible = False
+        return None
+
+    def _say_copy(self, project: Project, name: str) -> None:
+        source = Path(project.record(name).absolute_source)
+        if source.is_relative_to(project.path):
+            self.said.emit(f"The image as it is shown is in no file: it was copied to {source}.", False)
+
+    def ask_axes(self, layer: Any) -> None:
+        """Find out in the background what the axes of an image may be; `axes_known` tells."""
+        try:
+            facts = ImageFacts.of(layer)
+        except SliceLabelError:
+            return
+        name, shape = layer.name, tuple(facts.data.shape)
+        self._tasks.start(lambda: possible_axes(facts), lambda answers: self.axes_known.emit(name, answers, shape))
+
+    def _may_leave(self) -> bool:
+        """Return whether the project may be closed; say why not."""
+        session = self.session
+        if session is not None and session.worker.state.active:
+            self.said.emit("A run goes on in this project. Stop it first (section Propagate).", True)
+            return False
+        if session is not None and session.store.save_state.error:
+            self.said.emit(f"Not all that was painted is saved: {session.store.save_state.error}", True)
+            return False
+        return True
+
+    def close_project(self) -> None:
+        """Save what is painted and take the layers of the project away; the user's own image stays."""
+        session = self.session
+        if session is None or not self._may_leave():
+            return
+        image = session.image
+        session.put_image_away()
+        self.end_session()
+        if image is not None and self.viewer is not None and image in self.viewer.layers:
+            # an image of nobody again, with which another project may begin
+            image.metadata[KEY] = {
+                key: value
+                for key, value in dict(image.metadata.get(KEY, {})).items()
+                if key not in ("project", "volume", "role")
+            }
+            image.visible = True
+        self.changed.emit()
 
     def open_project(self, path: Path, volume: str = "", layer: Any = None) -> None:
         """Open a project folder and go on with it."""
@@ -145,6 +226,8 @@ class Workspace(QObject):
             project.volume(name).intensity()
             return project, name
 
+        if not self._may_leave():
+            return
         self._set_busy("Opening the project ...")
         self._tasks.start(work, lambda found: self._begin(found[0], found[1], layer))
 
@@ -177,14 +260,18 @@ class Workspace(QObject):
             return
         project, reference = session.project, weakref.ref(getattr(layer, "__wrapped__", layer))
 
-        def done(name: str) -> None:
+        def work() -> tuple[str, bool]:
+            whole = settled(facts)
+            return add_to_project(project, whole), whole.is_shown_as_read
+
+        def done(added: tuple[str, bool]) -> None:
             self._set_busy("")
             session.put_image_away()
             self.end_session()
-            self.open_project(project.path, name, reference())
+            self.open_project(project.path, added[0], self._image_for(reference(), added[1]))
 
         self._set_busy("Adding the image ...")
-        self._tasks.start(lambda: add_to_project(project, facts), done)
+        self._tasks.start(work, done)
 
     def _image_of(self, path: Path, name: str) -> Any:
         """Return the layer that shows a volume; None if there is none."""
@@ -214,6 +301,7 @@ class Workspace(QObject):
             return
         self.session.changed.connect(self.changed)
         self.session.said.connect(self.said)
+        recent.remember(project.path)
         self.session_changed.emit()
         self.changed.emit()
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from qtpy.QtWidgets import QComboBox, QFileDialog, QHBoxLayout, QLineEdit, QToolButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFileDialog,
+    QHBoxLayout,
+    QLineEdit,
+    QMenu,
+    QPushButton,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
 
 from napari_slicelabel.data.classes import LabelClass
 from napari_slicelabel.data.project import SUFFIX
@@ -14,8 +24,9 @@ from napari_slicelabel.gui.class_table import ClassRow, ClassTable
 from napari_slicelabel.gui.layers import KEY
 from napari_slicelabel.gui.panels.base import Panel, button, changed, text_label
 from napari_slicelabel.gui.problem import ProblemLabel
+from napari_slicelabel.gui.recent import recent_projects
 from napari_slicelabel.gui.removal import RemovalDialog
-from napari_slicelabel.gui.starting import suggested_folder
+from napari_slicelabel.gui.starting import described_axes, suggested_folder
 
 if TYPE_CHECKING:
     from napari_slicelabel.gui.state import ProjectFacts, Snapshot, Step
@@ -34,16 +45,46 @@ class VolumePanel(Panel):
 
     def __init__(self, workspace: Workspace, parent: QWidget | None = None) -> None:
         super().__init__(workspace, parent)
+        self.projects = self._make_projects()
+        self.column.addWidget(self.projects)
         self._beginning = self._make_beginning()
         self._going = self._make_going()
         self.column.addWidget(self._beginning)
         self.column.addWidget(self._going)
         workspace.session_changed.connect(self._new_session)
+        workspace.axes_known.connect(self._show_axes)
+        workspace.folder_proposed.connect(self.folder.setText)
         self._new_session()
 
     def _new_session(self) -> None:
         if self.session is not None:
             self.session.removal_asked.connect(self._ask_removal)
+
+    def _make_projects(self) -> QPushButton:
+        made = QPushButton("Projects")
+        made.setToolTip("Close this project, begin a new one, or go on with another.")
+        self._menu = QMenu(made)
+        self._menu.aboutToShow.connect(self._fill_menu)
+        made.setMenu(self._menu)
+        return made
+
+    def _fill_menu(self) -> None:
+        menu = self._menu
+        menu.clear()
+        if self.session is not None:
+            # the beginning shows once none is open
+            menu.addAction("New project", self.workspace.close_project)
+        menu.addAction("Open …", self._open)
+        if self.session is not None:
+            menu.addAction("Close", self.workspace.close_project)
+        current = self.session.project.path if self.session is not None else None
+        others = [path for path in recent_projects() if path != current]
+        if others:
+            menu.addSection("Recent")
+        for path in others:
+            action = menu.addAction(path.name, lambda path=path: self.workspace.open_project(path))
+            if action is not None:
+                action.setToolTip(str(path))
 
     def _make_beginning(self) -> QWidget:
         box = QWidget()
@@ -68,7 +109,11 @@ class VolumePanel(Panel):
         self.start = button("Start labelling", "Create the project and a layer to paint in.", self._start, primary=True)
         self.open = button("Open a project …", "Go on with a project folder.", self._open)
         self._caption = text_label("Project folder")
-        for item in (self.empty, self.images, self._caption):
+        self.meaning = QComboBox()
+        self.meaning.setToolTip("What the axes of this image are; neither the image nor its file says so.")
+        self.meaning.currentIndexChanged.connect(lambda _index: self._allow_start())
+        self.meaning.setVisible(False)
+        for item in (self.empty, self.images, self.meaning, self._caption):
             column.addWidget(item)
         column.addLayout(row)
         self._folder_row = (self.folder, choose)
@@ -126,7 +171,7 @@ class VolumePanel(Panel):
         if project is None:
             if changed(new, old, "layers.images", "project"):
                 self._show_images(new.layers.images)
-            self.start.setEnabled(bool(new.layers.images) and not self.workspace.busy)
+            self._allow_start()
             self.start.setText(self.workspace.busy or "Start labelling")
             return
         if changed(new, old, "project.path", "project.volume", "project.voxel_size"):
@@ -175,12 +220,30 @@ class VolumePanel(Panel):
         if self.images.currentText() != chosen or not self.folder.text():
             self._suggest(self.images.currentText())
 
+    def _allow_start(self) -> None:
+        is_asked = not self.meaning.isHidden() and not self.meaning.currentData()
+        self.start.setEnabled(bool(self.images.count()) and not self.workspace.busy and not is_asked)
+
+    def _show_axes(self, name: str, answers: tuple[str, ...], shape: tuple[int, ...]) -> None:
+        """Ask for the meaning of the axes of an image where it is not certain."""
+        if name != self.images.currentText():
+            return
+        self.meaning.clear()
+        self.meaning.setVisible(len(answers) > 1)
+        if len(answers) > 1:
+            self.meaning.addItem(f"What is {_TIMES.join(map(str, shape))}?", "")
+            for axes in answers:
+                self.meaning.addItem(described_axes(axes, shape), axes)
+        self._allow_start()
+
     def _layer(self) -> Any:
         return self.workspace.images().get(self.images.currentText())
 
     def _suggest(self, _name: str = "") -> None:
         layer = self._layer()
+        self.meaning.setVisible(False)
         if layer is not None:
+            self.workspace.ask_axes(layer)
             self.folder.setText(str(suggested_folder(layer.name, str(layer.source.path or ""))))
             self.folder.setCursorPosition(len(self.folder.text()))
 
@@ -194,7 +257,8 @@ class VolumePanel(Panel):
         if layer is not None and self.folder.text().strip():
             # a sample says what is to be seen in it
             classes = layer.metadata.get(KEY, {}).get("classes", ())
-            self.workspace.start(layer, Path(self.folder.text().strip()).expanduser(), classes)
+            axes = "" if self.meaning.isHidden() else str(self.meaning.currentData())
+            self.workspace.start(layer, Path(self.folder.text().strip()).expanduser(), classes, axes=axes)
 
     def _open(self) -> None:
         path = QFileDialog.getExistingDirectory(self, f"Open a project (*{SUFFIX})")
