@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 WORKFLOW = "Label from few slices"
 """Name of the workflow widget in the menus."""
+_SECTIONS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
 DISPLAY_NAME = "SliceLabel"
 """Name of the plugin in the menus."""
 
@@ -67,6 +68,9 @@ def _reader_of_images(path: str | list[str]) -> Callable[[str | list[str]], Any]
             pass
         else:
             return lambda _path: [(volume.as_dask(), {"name": volume.name, **volume_placement(volume)}, "image")]
+    first = Path(path[0] if isinstance(path, list) else path)
+    if not _is_zarr(first) and not any(file.suffix.lower() in _SECTIONS for file in first.iterdir()):
+        return None
     from napari_builtins.io import napari_get_reader  # type: ignore[import-untyped]
 
     reader: Callable[[str | list[str]], Any] | None = napari_get_reader(path)
