@@ -36,6 +36,7 @@ OUTSIDE = {
     "root": set(),
 }
 EXCEPTIONS = {
+    ("plugin.py", "napari_builtins"),  # napari's own reader, part of napari: opens folders that are no projects
     ("demo.py", "napari"),  # the demo opens its result in napari where that is installed
     ("samples.py", "scipy"),  # blur and noise of the synthetic sample
     ("downloads.py", "pooch"),  # fetches and checks files; comes with napari
