@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,10 +178,11 @@ def _is_clear(line: str) -> bool:
 
 def names(seed: int) -> Iterator[str]:
     """Yield names of inputs without an end: the targets by turns, each with a kind of damage that is drawn."""
-    for number in count():
+    for turn in count():
         for target in TARGETS.values():
-            kind = random.Random(f"{seed} {target.name} {number}").choice(target.kinds)
-            yield f"{target.name}:{kind}:{seed * 1_000_000 + number}"
+            for number in range(turn * target.weight, (turn + 1) * target.weight):
+                kind = random.Random(f"{seed} {target.name} {number}").choice(target.kinds)
+                yield f"{target.name}:{kind}:{seed * 1_000_000 + number}"
 
 
 def corpus() -> list[str]:
@@ -190,12 +191,16 @@ def corpus() -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def fuzz(folder: Path, inputs: Iterable[str]) -> Report:
-    """Hand inputs to their commands; return the report."""
+def fuzz(folder: Path, known: Iterable[str], new: Iterator[str], count: int) -> Report:
+    """Hand known inputs to their commands, and so many new ones; return the report."""
     feeding = Fuzz(folder)
-    for number, name in enumerate(inputs, 1):
+    for name in known:
         feeding.feed(name)
-        if number % 50 == 0:
+    end = feeding.report.inputs + count
+    # a name of which there is no file to damage is no input
+    while feeding.report.inputs < end:
+        feeding.feed(next(new))
+        if feeding.report.inputs % 50 == 0:
             sys.stderr.write(f"{feeding.report}\n")
     return feeding.report
 
@@ -211,10 +216,10 @@ def main() -> None:
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()
     new = (name for name in names(arguments.seed) if not arguments.only or name.rsplit(":", 2)[0] in arguments.only)
-    inputs = arguments.again or [*(corpus() if arguments.corpus else ()), *islice(new, arguments.count)]
+    known = arguments.again or (corpus() if arguments.corpus else [])
     warm_up()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
-        report = fuzz(Path(scratch), inputs)
+        report = fuzz(Path(scratch), known, new, 0 if arguments.again else arguments.count)
     if arguments.report:
         arguments.report.write_text(json.dumps(vars(report), indent=1) + "\n", encoding="utf-8")
     print(report)

@@ -51,6 +51,8 @@ class Target:
         Whether the format has checksums, so that other bytes cannot pass for its content.
     optional : bool
         Whether the file may be missing: what it said is then as if it had never been said.
+    weight : int
+        How often it has its turn before the others have theirs.
     words : callable, optional
         Takes folder, kind and random numbers, returns the words of the command.
     """
@@ -63,6 +65,7 @@ class Target:
     result: Callable[[Path], Any] = lambda _: None
     sealed: bool = False
     optional: bool = False
+    weight: int = 1
     words: Callable[[Path, str, random.Random], Sequence[object]] | None = None
 
     def tells(self, kind: str) -> bool:
@@ -457,9 +460,9 @@ def _config(folder: Path, kind: str, rng: random.Random) -> Sequence[object]:
 
 
 def _word_targets() -> Iterator[Target]:
-    yield Target("words", "finished interpolate", "", ARGUMENTS, words=_arguments)
+    yield Target("words", "finished interpolate", "", ARGUMENTS, weight=8, words=_arguments)
     kinds = ("parameter", "number", "network", *BYTES, *NAMES, *TEXT)
-    yield Target("config", "painted", "", kinds, words=_config)
+    yield Target("config", "painted", "", kinds, weight=4, words=_config)
 
 
 TARGETS: dict[str, Target] = {t.name: t for t in (*_format_targets(), *_project_targets(), *_word_targets())}

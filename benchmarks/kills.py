@@ -275,14 +275,17 @@ def _expect(ended: Ended, action: str) -> None:
 def storm(folder: Path, commands: Sequence[Command], kills: int, seed: int) -> Report:
     """Kill commands by turns until there were so many kills; return the report."""
     weather = Storm(folder)
-    number = 0
+    number = -1
     while weather.report.kills < kills:
-        command = commands[number % len(commands)]
+        number += 1
+        turn, place = divmod(number, len(commands))
+        command = commands[place]
+        if (turn + place) % command.turns and len(commands) > 1:
+            continue
         rng = random.Random(f"{seed} {number}")
         begun = time.monotonic()
         kill = weather.draw(command, rng)
         struck = weather.strike(kill)
-        number += 1
         late = "" if struck else " came too late"
         seconds = time.monotonic() - begun
         sys.stderr.write(f"{weather.report.kills} of {kills}: {kill}{late}, {seconds:.1f} s\n")

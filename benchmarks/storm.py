@@ -113,6 +113,8 @@ class Command:
         Whether it makes the project.
     short : bool
         Whether the short form kills it.
+    turns : int
+        In one of so many rounds it is killed: runs that train take longer than all else.
     speaks : bool
         Whether it is one of the command line, which says something when it is interrupted.
     """
@@ -126,6 +128,7 @@ class Command:
     resumes: Callable[[Path], tuple[str, ...]] = lambda _: ()
     makes: bool = False
     short: bool = True
+    turns: int = 1
     speaks: bool = True
 
 
@@ -310,7 +313,10 @@ def _run_commands() -> Iterator[Command]:
             return slicelabel("run", folder / PROJECT, "--resume", newest_run(folder))
 
         short = method in ("interpolate", "self-label")
-        yield Command(f"run {method}", "painted", start, _labels_of_run, lost_strokes, runs=True, short=short)
+        turns = 1 if method == "interpolate" else 4
+        yield Command(
+            f"run {method}", "painted", start, _labels_of_run, lost_strokes, runs=True, short=short, turns=turns
+        )
         yield Command(
             f"resume {method}",
             f"begun {method}",
@@ -320,6 +326,7 @@ def _run_commands() -> Iterator[Command]:
             runs=True,
             resumes=_all_runs,
             short=method == "interpolate",
+            turns=turns,
         )
 
 

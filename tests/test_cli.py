@@ -595,6 +595,15 @@ def test_a_second_run_is_refused_while_one_goes(painted: Path, slicelabel: Calla
         assert_refused(slicelabel("run", painted, "--method", "interpolate"), "a run already goes")
 
 
+def test_a_name_too_long_is_no_fault_of_the_program(tmp_path: Path, slicelabel: Callable[..., Answer]) -> None:
+    words = ["apply", tmp_path / ("x" * 300), tmp_path / "a.npy", "--out", tmp_path / "out.tif"]
+    (tmp_path / "a.npy").touch()
+    for answer in (slicelabel(*words), slicelabel("info", tmp_path / ("x" * 300))):
+        assert answer.code == 2
+        assert "report" not in answer.err
+        assert len(answer.err.strip().splitlines()) == 1
+
+
 def test_what_nobody_foresaw_is_one_line_and_a_file(
     folder: Path, slicelabel: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say(_how_to_resume(tokens, None))
         return EXIT_INTERRUPTED
+    except OSError as error:
+        say(f"slicelabel: {_of_the_disk(error)}")
+        return EXIT_BAD_INPUT
     except Exception as error:  # noqa: BLE001 - whatever it is, a user gets one line, and a developer the file
         say(f"slicelabel: {_unforeseen(error)}")
         return EXIT_BAD_INPUT
@@ -657,6 +660,14 @@ def _on_terminate(handler: object) -> object:
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def _of_the_disk(error: OSError) -> str:
+    """Return one line for a path that cannot be used, or a disk that fails."""
+    from napari_slicelabel.data.files import reason_of
+
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return f"{where}{reason_of(error)}; check the path and the disk"
 
 
 def _unforeseen(error: Exception) -> str:

@@ -60,8 +60,12 @@ def storage_errors(path: Path | str, action: str = "write") -> Iterator[None]:
     except SliceLabelError:
         raise
     except OSError as error:
-        reason = _REASONS.get(error.errno or 0) or error.strerror or str(error) or type(error).__name__
-        raise StorageError(f"cannot {action} {path}: {reason}") from error
+        raise StorageError(f"cannot {action} {path}: {reason_of(error)}") from error
+
+
+def reason_of(error: OSError) -> str:
+    """Return in words why the operating system refused something."""
+    return _REASONS.get(error.errno or 0) or error.strerror or str(error) or type(error).__name__
 
 
 def guard(root: Path) -> None:
