@@ -450,10 +450,10 @@ def _config(folder: Path, kind: str, rng: random.Random) -> Sequence[object]:
     elif kind == "network":
         key = rng.choice(("iterations", "width", "batch", "crop_px", "rounds", "learning_rate"))
         size = rng.choice((0, -1, 10**9, 10**30, math.inf, math.nan, "many", [3]))
-        file.write_text(json.dumps({"method": "self-label", "range": "2:3", key: size}))
-        if size == 10**9:
-            # that many are no mistake, only slow
-            file.write_text(json.dumps({"method": "self-label", key: -size}))
+        # so many are no mistake, only slow
+        odd = -(10**9) if size == 10**9 else size
+        method, small = METHODS["self-label"]
+        file.write_text(json.dumps({"method": method, **small, key: odd}))
     else:
         damage.ALL[kind](file, rng)
     return ["run", folder / PROJECT, "--config", file]

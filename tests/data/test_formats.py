@@ -597,3 +597,42 @@ def test_what_a_killed_export_left_is_swept(tmp_path: Path) -> None:
     (tmp_path / ".0123abcd.old.mine.tif").write_bytes(b"the old one")
     write_labels(tmp_path / "labels.tif", np.ones((4, 5, 6), np.uint8), voxel_size=(1, 1, 1), unit="pixel", classes=())
     assert {path.name for path in tmp_path.iterdir()} == {"labels.tif", "mine.tif"}
+
+
+def test_pages_that_are_stored_in_several_ways(tmp_path: Path) -> None:
+    stack = np.arange(6 * 8 * 9, dtype=np.uint8).reshape(6, 8, 9)
+    with tifffile.TiffWriter(tmp_path / "turns.tif") as writer:
+        for z, plane in enumerate(stack):
+            compression = "zlib" if z % 2 else None
+            writer.write(plane, photometric="minisblack", metadata=None, compression=compression, contiguous=False)
+    volume = open_volume(tmp_path / "turns.tif")
+    np.testing.assert_array_equal(volume.read(Box.whole(volume.shape))[0], stack)
+    np.testing.assert_array_equal(volume.read_slice(SliceRef("x", 4))[0, 0], stack[..., 4])
+    with tifffile.TiffWriter(tmp_path / "sizes.tif") as writer:
+        for side in (8, 9):
+            writer.write(np.ones((3, side, side), np.uint8), photometric="minisblack", metadata=None)
+    with pytest.raises(InputError, match="2 images in 6 pages"):
+        open_volume(tmp_path / "sizes.tif")
+
+
+@pytest.mark.parametrize("axes", ["xyz", "yxz", "zyxc"])
+def test_axis_tags(tmp_path: Path, axes: str) -> None:
+    stack = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
+    stored = stack[..., None].transpose(["zyxc".index(a) for a in axes] + ([3] if "c" not in axes else []))
+    with h5py.File(tmp_path / "tags.h5", "w") as file:
+        file["raw"] = stored if "c" in axes else stored[..., 0]
+        file["raw"].attrs["axistags"] = json.dumps({"axes": [{"key": a} for a in axes]})
+    volume = open_volume(tmp_path / "tags.h5")
+    np.testing.assert_array_equal(volume.read(Box.whole(volume.shape))[0], stack)
+
+
+@pytest.mark.parametrize(("flags", "values"), [(0, [0, 127, 200]), (1, [0, 127, -56])])
+def test_imod_says_if_bytes_have_signs(tmp_path: Path, flags: int, values: list[int]) -> None:
+    header = bytearray(1024)
+    header[:16] = np.array([3, 1, 2, 0], "<i4").tobytes()
+    header[28:40] = np.array([3, 1, 2], "<i4").tobytes()
+    header[152:160] = np.array([1146047817, flags], "<i4").tobytes()
+    header[208:216] = b"MAP DD\0\0"
+    (tmp_path / "a.st").write_bytes(bytes(header) + bytes([0, 127, 200] * 2))
+    volume = open_volume(tmp_path / "a.st", axes="zyx")
+    assert volume.read_slice(SliceRef("z", 1))[0, 0].tolist() == [values]

@@ -6,7 +6,7 @@
 | .tif, .tiff | memory-mapped or page by page; OME and ImageJ sizes | ImageJ stack, BigTIFF |
 | .nii, .nii.gz | x, y, z turned to z, y, x; millimeter | the same way back |
 | .h5, .hdf5, .hdf | one dataset, ``FILE.h5::dataset`` | dataset `labels` |
-| .mrc, .rec, .map | angstrom turned to nanometer | - |
+| .mrc, .rec, .map, .st, .ali, .mrc.gz, .map.gz | angstrom turned to nanometer | - |
 | .npy | memory-mapped | - |
 | .npz | one array, ``FILE.npz::array`` | - |
 """
@@ -49,6 +49,10 @@ READERS: dict[str, Reader] = {
     ".mrc": readers.read_mrc,
     ".rec": readers.read_mrc,
     ".map": readers.read_mrc,
+    ".st": readers.read_mrc,
+    ".ali": readers.read_mrc,
+    ".mrc.gz": readers.read_mrc,
+    ".map.gz": readers.read_mrc,
     ".npy": readers.read_npy,
     ".npz": readers.read_npz,
 }

@@ -4,8 +4,10 @@ Each takes a `Request` and returns an `Opened`. They may raise anything a librar
 `formats.open_volume` turns that into one clear line. Libraries are imported inside the functions, to keep imports fast.
 """
 
+import json
 import math
 import re
+import struct
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ from napari_slicelabel.errors import InputError
 ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
 """Files of which a zarr array or group has one."""
 
+_IMOD = 1146047817
 _LABEL_WORDS = re.compile(r"label|seg|mask|truth|\bgt\b|annot", re.IGNORECASE)
 
 
@@ -255,6 +258,8 @@ def read_tiff(request: Request) -> Opened:
     import zarr
 
     with tifffile.TiffFile(request.path) as tif:
+        if len(tif.series) > 1:
+            return _all_pages(tif, request)
         series = tif.series[0]
         if request.level >= len(series.levels):
             raise InputError(
@@ -282,12 +287,70 @@ def read_tiff(request: Request) -> Opened:
     return Opened(array, axes, voxel_size, unit)
 
 
+class Pages:
+    """The pages of a TIFF file as one array (n, ...), whatever each is stored like; read page by page.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Pages first.
+    dtype : numpy.dtype
+        Of each.
+    """
+
+    def __init__(self, path: Path, numbers: Sequence[int], shape: Sequence[int], dtype: Any) -> None:
+        import tifffile
+
+        self._file = tifffile.TiffFile(path)
+        weakref.finalize(self, self._file.close)
+        self._numbers = tuple(numbers)
+        self.shape = (len(self._numbers), *shape)
+        self.dtype = np.dtype(dtype)
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        """Return what a tuple of ints and slices names, as numpy would."""
+        first, *others = index if isinstance(index, tuple) else (index,)
+        chosen = np.asarray(self._numbers)[first]
+        planes: list[NDArray[Any]] = [self._page(int(n))[tuple(others)] for n in np.atleast_1d(chosen)]
+        if chosen.ndim == 0:
+            return planes[0]
+        empty = np.empty(self.shape[1:], self.dtype)[tuple(others)]
+        return np.stack(planes) if planes else np.empty((0, *empty.shape), self.dtype)
+
+    def _page(self, number: int) -> NDArray[Any]:
+        page: NDArray[Any] = self._file.pages[number].asarray()
+        return page
+
+
+def _all_pages(tif: Any, request: Request) -> Opened:
+    """Open a file whose pages are stored in several ways: a stack if they are alike, else it is open which is meant."""
+    path = request.path
+    pages = [page for page in tif.pages if not page.is_reduced]
+    kinds = {(page.shape, str(page.dtype)) for page in pages}
+    if len(kinds) > 1:
+        listed = ", ".join(f"{'x'.join(map(str, s.shape))} {s.dtype}" for s in tif.series[:8])
+        raise InputError(
+            f"{path} holds {len(tif.series)} images in {len(tif.pages)} pages ({listed}); expected one stack of"
+            " sections of the same size and type. Save the one that is meant as a file of its own"
+        )
+    _no_levels(request)
+    voxel_size, unit = _tiff_size(tif)
+    first = pages[0]
+    axes = request.axes or "z" + str(first.axes).lower().replace("s", "c")
+    return Opened(Pages(path, [page.index for page in pages], first.shape, first.dtype), axes, voxel_size, unit)
+
+
 def _refuse_holes(tif: Any, series: Any, path: Path) -> None:
     """Refuse tiles or strips that are nowhere in the file; GDAL leaves out those of zeros on purpose."""
     if tif.is_gdal or series.dataoffset is not None:
         return
     for number, page in enumerate(series.pages):
-        if page is None or not all(page.databytecounts):
+        if page is None:
+            raise InputError(
+                f"{path}: section {number} is missing, the file that holds it is not there; copy all files of the"
+                " series into one folder"
+            )
+        if not all(page.databytecounts):
             raise InputError(f"{path}: parts of section {number} are not in the file; is it damaged, or a broken copy?")
 
 
@@ -380,20 +443,55 @@ def read_hdf5(request: Request) -> Opened:
             known = ", ".join(f"{d.name.lstrip('/')} {d.shape} {d.dtype}" for d in found[:20])
             raise InputError(f"{request.path} has no 3D {'label ' * request.labels}dataset; it has {known or 'none'}")
         node = max(usable, key=lambda d: (bool(_LABEL_WORDS.search(d.name)) == request.labels, d.size))
-    return Opened(node, "", *_attribute_size(node.attrs), member=node.name.lstrip("/"))
+    return Opened(node, _axis_tags(node), *_attribute_size(node.attrs), member=node.name.lstrip("/"))
+
+
+def _axis_tags(node: Any) -> str:
+    """Return the axes as vigra and ilastik write them beside a data set; "" where they do not."""
+    try:
+        axes = "".join(str(axis["key"]) for axis in json.loads(node.attrs["axistags"])["axes"])
+    except (KeyError, TypeError, ValueError):
+        return ""
+    return axes if len(axes) == node.ndim and set(axes) <= set("tczyx") else ""
 
 
 def read_mrc(request: Request) -> Opened:
     """Open an MRC file by memory-mapping it; its voxel size is in angstrom."""
+    import gzip
+    import warnings
+
     import mrcfile
 
     _no_levels(request)
-    with mrcfile.mmap(request.path, mode="r") as mrc:
-        size = mrc.voxel_size
-        data, is_stack = mrc.data, mrc.is_volume_stack()
+    path = request.path
+    if path.name.lower().endswith(".gz"):
+        path = spilled(path, "", ".mrc", lambda: gzip.GzipFile(request.path, "rb"))
+    with warnings.catch_warnings():
+        # headers from before 2014 lack the word MAP or the stamp; what cannot be read at all has no data
+        warnings.simplefilter("ignore", RuntimeWarning)
+        with mrcfile.mmap(path, mode="r", permissive=True) as mrc:
+            if mrc.data is None:
+                raise ValueError("its header promises other voxels than the file holds")
+            size = mrc.voxel_size
+            data, is_stack = mrc.data, mrc.is_volume_stack()
+    if data.dtype == np.int8 and _has_unsigned_bytes(path):
+        data = data.view(np.uint8)
     voxel_size = _three([size.z, size.y, size.x])
     known = voxel_size is not None and all(v > 0 for v in voxel_size)
     return Opened(data, "tzyx" if is_stack else "", voxel_size if known else None, "angstrom" if known else "pixel")
+
+
+def _has_unsigned_bytes(path: Path) -> bool:
+    """Return whether IMOD has written bytes without sign: its stamp is there, and bit 0 of its flags is not set."""
+    with path.open("rb") as file:
+        header = file.read(160)
+    orders = ("<", ">")
+    return any(struct.unpack_from(f"{o}i", header, 152)[0] == _IMOD and not _flags(header, o) & 1 for o in orders)
+
+
+def _flags(header: bytes, order: str) -> int:
+    flags: int = struct.unpack_from(f"{order}i", header, 156)[0]
+    return flags
 
 
 def read_nifti(request: Request) -> Opened:

@@ -10,6 +10,7 @@ from napari_slicelabel.data.classes import MAX_CLASS, NOT_PAINTED, LabelClass, d
 from napari_slicelabel.data.project import Project
 from napari_slicelabel.data.volume import Volume
 from napari_slicelabel.engine.events import Event, Progress
+from napari_slicelabel.engine.placing import on_image
 from napari_slicelabel.errors import InputError
 
 
@@ -52,7 +53,7 @@ def copy_slices(
     StorageError
         The project cannot be written.
     """
-    _check_shape(project, volume, labels)
+    labels = on_image(labels, project.volume(volume))
     if not refs:
         raise InputError("no slice was chosen; name at least one")
     values: set[int] = set()
@@ -68,16 +69,6 @@ def copy_slices(
         # what somebody paints in a window meanwhile stays
         project.annotation(volume).write_slice(ref, plane, complete=True, keep=not force)
         yield Progress("annotate", done, len(refs), str(ref))
-
-
-def _check_shape(project: Project, volume: str, labels: Volume) -> None:
-    shape = project.volume(volume).shape
-    if labels.shape != shape or labels.channels != 1:
-        channels = f" with {labels.channels} channels" if labels.channels != 1 else ""
-        raise InputError(
-            f"labels {labels.name} have shape {labels.shape}{channels}, but volume {volume} has {shape} (z, y, x); "
-            "give labels of the same shape"
-        )
 
 
 def _refuse_conflict(project: Project, volume: str, ref: SliceRef, plane: NDArray[np.integer]) -> None:

@@ -26,6 +26,7 @@ from napari_slicelabel.engine.metrics import (
     spearman,
     surface_distances,
 )
+from napari_slicelabel.engine.placing import on_image
 from napari_slicelabel.engine.record import JOURNAL_NAME, RunRecord, newest_finished, read_events
 from napari_slicelabel.errors import InputError
 
@@ -182,6 +183,7 @@ def _subject(project: "Project", truth: Volume | str | Path, run_id: str, volume
         raise InputError(
             f"the truth {labels.name} has shape {labels.shape}, volume {name} has {shape}; they must agree"
         )
+    labels = on_image(labels, project.volume(name))
     rows = {
         event.index: event
         for event in read_events(folder / JOURNAL_NAME)
