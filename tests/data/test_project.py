@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import tifffile
 import zarr
 
 from napari_slicelabel.data.boxes import Box, SliceRef
 from napari_slicelabel.data.classes import PALETTE, make_classes
+from napari_slicelabel.data.fingerprint import fingerprint
+from napari_slicelabel.data.formats import open_volume
 from napari_slicelabel.data.project import LabelClass, Project
 from napari_slicelabel.errors import InputError, MissingFileError, StorageError
 
@@ -327,3 +330,15 @@ def test_a_file_of_the_real_data(tmp_path: Path, shared_volume: Callable[[str], 
     volume = project.volume(case)
     assert (volume.unit, volume.voxel_size) == ("millimeter", (1, 1, 1))
     np.testing.assert_array_equal(volume.read(Box.whole(volume.shape))[0], arrays[case])
+
+
+def test_another_image_of_the_same_shape_is_refused(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 255, (5, 70, 80), np.uint8)
+    np.save(tmp_path / "image.npy", values)
+    project = Project.create(tmp_path / "p.slicelabel", tmp_path / "image.npy")
+    tifffile.imwrite(tmp_path / "same.tif", values, photometric="minisblack", compression="zlib")
+    assert fingerprint(open_volume(tmp_path / "same.tif")) == project.record("image").fingerprint
+    assert Project.open(project.path).volume("image").shape == (5, 70, 80)
+    np.save(tmp_path / "image.npy", values[::-1])
+    with pytest.raises(InputError, match="another one"):
+        Project.open(project.path).volume("image")

@@ -29,6 +29,7 @@ from napari_slicelabel.data.files import (
     sweep,
     write_text,
 )
+from napari_slicelabel.data.fingerprint import fingerprint
 from napari_slicelabel.data.formats import open_volume
 from napari_slicelabel.data.locks import locked
 from napari_slicelabel.data.ngff import create_label_image, image_label
@@ -60,6 +61,9 @@ class VolumeRecord(BaseModel):
     shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(description="z, y, x")
     voxel_size: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(description="z, y, x, in unit")
     unit: Unit = "pixel"
+    fingerprint: str = Field(
+        default="", description="tells the image from others of its shape; empty in older projects"
+    )
     status: SliceStatus | None = Field(
         default=None, description="of format version 1 only: painted and complete slices, now in annotation/<name>.json"
     )
@@ -631,6 +635,11 @@ class Project:
                     f"{source}: the image now has shape {volume.shape}, but volume {record.name!r} was annotated with"
                     f" {record.shape}; put the original image back, or start a new project"
                 )
+            if record.fingerprint and fingerprint(volume) != record.fingerprint:
+                raise InputError(
+                    f"{source}: the image is another one than that of volume {record.name!r}: the same shape, but other"
+                    " values; put the original image back, or start a new project. What was painted is safe"
+                )
             return volume
         raise MissingFileError(
             f"the image of volume {record.name!r} is missing: {' and '.join(tried)}; put it back there,"
@@ -702,6 +711,7 @@ def _record(volume: Volume, folder: Path, name: str | None, taken: Iterable[str]
         shape=volume.shape,
         voxel_size=volume.voxel_size,
         unit=volume.unit,
+        fingerprint=fingerprint(volume),
     )
 
 
