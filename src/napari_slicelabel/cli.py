@@ -254,6 +254,7 @@ def annotate(
     every: int | None = None,
     selection: str | None = None,
     axis: Literal["z", "y", "x"] = "z",
+    label_axes: str | None = None,
     force: Flag = False,
     add_classes: Flag = False,
 ) -> None:
@@ -264,7 +265,7 @@ def annotate(
     project
         Project folder.
     labels
-        Label volume of the same shape: 0 = background, 1 to 254 = class.
+        Label volume of the same shape: 0 = background, 1 to 254 = class, 255 and -1 = unknown; or a mask of 0 and 255.
     volume
         Which volume, where the project has several.
     slices
@@ -275,6 +276,8 @@ def annotate(
         The slices of a ranking that `select` kept.
     axis
         Axis that the slices are perpendicular to (a selection brings its own).
+    label_axes
+        One letter per axis of the stored labels, such as xyz [default: what the file says].
     force
         Replace what is painted there already.
     add_classes
@@ -287,7 +290,9 @@ def annotate(
     opened = Project.open(project)
     name = _one_volume(opened, volume)
     refs = _chosen_slices(opened, name, axis, slices=slices, every=every, selection=selection)
-    for _ in follow(copy_slices(opened, name, open_labels(labels), refs, force=force, add_classes=add_classes)):
+    for _ in follow(
+        copy_slices(opened, name, open_labels(labels, axes=label_axes), refs, force=force, add_classes=add_classes)
+    ):
         pass
     emit({"volume": name, "annotated": [str(ref) for ref in refs], "classes": _classes(opened)})
 
@@ -357,6 +362,7 @@ def evaluate(
     truth: str,
     run: Annotated[str | None, Parameter(name="--run")] = None,
     volume: str | None = None,
+    label_axes: str | None = None,
 ) -> None:
     """Score a run against the truth, over the slices that were not annotated.
 
@@ -370,11 +376,15 @@ def evaluate(
         Which run [default: the newest that finished].
     volume
         Which volume, where the project has several.
+    label_axes
+        As for `annotate`.
     """
+    from napari_slicelabel.data.formats import open_labels
     from napari_slicelabel.data.project import Project
     from napari_slicelabel.engine.evaluate import evaluate as score
 
-    emit(score(Project.open(project), truth=truth, run_id=run, volume=volume))
+    opened = Project.open(project)
+    emit(score(opened, truth=open_labels(truth, axes=label_axes), run_id=run, volume=volume))
 
 
 @app.command(group=_LOOP, sort_key=7)

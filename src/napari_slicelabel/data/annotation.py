@@ -562,7 +562,7 @@ class Annotation:
 
         try:
             array = zarr.open_array(store or PlainStore(self._folder / "0"), mode="r+" if store else "r")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise StorageError(
                 f"{self._folder}: the annotation cannot be opened ({_one_line(error)}); restore it from a copy"
             ) from error

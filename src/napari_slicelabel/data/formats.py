@@ -158,6 +158,7 @@ def open_labels(source: str | Path, *, axes: str | None = None) -> Volume:
     """
     request = _request(source, level=0, labels=True, axes=axes)
     opened = _open(request)
+    axes = axes or opened.axes or _axes_of_labels(opened.array.shape)
     volume = _volume(request, opened, axes=axes, voxel_size=None, unit=None, name=None)
     if volume.channels != 1:
         raise InputError(f"{volume.source}: {volume.channels} channels; expected labels, one value per voxel")
@@ -170,6 +171,14 @@ def open_labels(source: str | Path, *, axes: str | None = None) -> Volume:
             # every later read checks too; this refuses an image given by mistake at once
             volume.read(box)
     return volume
+
+
+def _axes_of_labels(shape: tuple[int, ...]) -> str | None:
+    """Return the axes of labels with axes of length 1 in front or behind; None where that does not tell."""
+    for axes in ("czyx", "zyxc", "tczyx"):
+        if len(shape) == len(axes) and all(n == 1 for n, a in zip(shape, axes, strict=True) if a in "tc"):
+            return axes
+    return None
 
 
 def write_labels(

@@ -25,6 +25,7 @@ from napari_slicelabel.errors import InputError
 ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
 """Files of which a zarr array or group has one."""
 
+_NEARLY = 1e-3
 _IMOD = 1146047817
 _LABEL_WORDS = re.compile(r"label|seg|mask|truth|\bgt\b|annot", re.IGNORECASE)
 
@@ -106,7 +107,7 @@ class Scaled:
 
 
 class Integral:
-    """A floating point array that must hold whole numbers, read as int32; anything else raises `InputError`.
+    """A floating point array that must hold whole numbers, or nearly, read as int32; anything else raises `InputError`.
 
     Attributes
     ----------
@@ -124,11 +125,12 @@ class Integral:
     def __getitem__(self, index: Any) -> NDArray[np.int32]:
         """Return a part as integers."""
         values = np.asarray(self._array[index])
-        # compared in float: casting what does not fit is undefined
-        whole = np.isfinite(values) & (np.abs(values) < 2**31) & (values == np.round(values))
+        # compared in float: casting what does not fit is undefined. A resampler may leave 2.00003 of a 2
+        values = values.astype(np.float64)
+        whole = np.isfinite(values) & (np.abs(values) < 2**31) & (np.abs(values - np.round(values)) < _NEARLY)
         if not whole.all():
             raise InputError(f"{self._what}: the value {values[~whole].flat[0]:g}; labels must be whole numbers")
-        return values.astype(np.int32)
+        return np.round(values).astype(np.int32)
 
 
 def read_npy(request: Request) -> Opened:
@@ -204,6 +206,8 @@ def read_zarr(request: Request) -> Opened:
     if request.labels and "image-label" not in ome and (path / "labels").is_dir():
         found = _mapping(dict(zarr.open_group(PlainStore(path / "labels"), mode="r").attrs))
         labels: Any = (_mapping(found.get("ome")) or found).get("labels") or _zarr_children(path / "labels")
+        if not labels:
+            raise InputError(f"{path} has no label image; to take an array of it for labels, name it: {path}::0")
         if len(labels) != 1:
             raise InputError(f"{path} has the label images {', '.join(labels)}; give one: {path}::labels/{labels[0]}")
         member = f"{request.member}/labels/{labels[0]}".lstrip("/")
@@ -438,7 +442,9 @@ def read_hdf5(request: Request) -> Opened:
             known = ", ".join(d.name.lstrip("/") for d in found[:20])
             raise InputError(f"{request.path} has no dataset {request.member!r}; it has {known or 'none'}")
     else:
-        usable = [d for d in found if d.ndim >= 3 and d.dtype.kind in ("bui" if request.labels else "buif")]
+        usable = [d for d in found if d.ndim >= 3 and d.dtype.kind in "buif"]
+        # labels are integers; floats that are whole will do where there is nothing else
+        usable = [d for d in usable if request.labels and d.dtype.kind != "f"] or usable
         if not usable:
             known = ", ".join(f"{d.name.lstrip('/')} {d.shape} {d.dtype}" for d in found[:20])
             raise InputError(f"{request.path} has no 3D {'label ' * request.labels}dataset; it has {known or 'none'}")

@@ -96,6 +96,8 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, JsonValue]] |
     if index is None:
         return None
     path = folder / index.tensors
+    if not path.is_file():
+        raise StorageError(f"{path} is missing; start a new run")
     try:
         return load_file(path), index.extra
     except (OSError, SafetensorError) as error:
