@@ -117,6 +117,8 @@ def new(
     axes: str | None = None,
     voxel_size: VoxelSize = None,
     unit: str | None = None,
+    level: int = 0,
+    nan: Literal["background", "refuse"] = "background",
     classes: Words = (),
 ) -> None:
     """Make a project folder for one or more images.
@@ -126,13 +128,18 @@ def new(
     project
         Folder to make, by custom ending in .slicelabel.
     images
-        .ome.zarr, .zarr, .tif, .h5, .mrc, .nii(.gz), .npy; FILE.npz::array or FILE.h5::path for one array of many.
+        .ome.zarr, .zarr, .tif, .h5, .mrc, .nii(.gz), .npy, or a folder with one picture for each section;
+        FILE.npz::array or FILE.h5::path for one array of many.
     axes
         One letter per axis of the stored array, such as zyx or czyx [default: what the file says].
     voxel_size
         Spacing along z, y, x [default: what the file says].
     unit
         Of the voxel size: nm, um, mm, pixel.
+    level
+        Resolution level of an OME-Zarr or TIFF pyramid, 0 = finest.
+    nan
+        Values that are not finite (outside of the field of view): read as background, or refuse the image.
     classes
         Names of the classes, for label values 1, 2, ...
     """
@@ -140,7 +147,14 @@ def new(
 
     if not images:
         raise InputError("no image was given; use: slicelabel new PROJECT IMAGE...")
-    emit(_describe(Project.create(project, images, axes=axes, voxel_size=voxel_size, unit=unit, classes=classes)))
+    names = [name.strip() for item in classes for name in item.split(",") if name.strip()]
+    created = Project.create(
+        project, images, axes=axes, voxel_size=voxel_size, unit=unit, level=level, nan=nan, classes=names
+    )
+    for name in created.names:
+        for note in created.volume(name).notes:
+            say(f"{name}: {note}")
+    emit(_describe(created))
 
 
 @app.command(group=_LOOP, sort_key=3)
@@ -528,6 +542,8 @@ def _describe_volume(project: "Project", name: str) -> dict[str, object]:
         "shape": record.shape,
         "voxel_size": record.voxel_size,
         "unit": record.unit,
+        "axes": record.axes,
+        "origins": record.origins,
         "painted": {axis: annotation.painted(axis) for axis in AXES},
         "complete": {axis: annotation.complete(axis) for axis in AXES},
     }

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_slicelabel.data.boxes import AXES, Axis, Box, SliceRef
-from napari_slicelabel.data.volume import SAMPLE_BYTES, Volume, parse_unit, sample_boxes
+from napari_slicelabel.data.units import parse_unit
+from napari_slicelabel.data.volume import SAMPLE_BYTES, Volume, sample_boxes
 from napari_slicelabel.errors import InputError, StorageError
 
 if TYPE_CHECKING:
@@ -209,10 +210,17 @@ def test_a_constant_channel_beside_others_is_no_error() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_values_that_are_no_numbers_are_refused(bad: float) -> None:
-    values = np.ones((3, 4, 5), np.float32)
+    values = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
     values[1, 1, 1] = bad
     with pytest.raises(InputError, match="NaN or infinite"):
-        Volume.from_array(values).intensity()
+        Volume(values, name="volume", nan="refuse").intensity()
+    volume = Volume.from_array(values)
+    assert (volume.intensity().high[0], volume.read(Box.whole(values.shape))[0, 1, 1, 1]) == (
+        pytest.approx(59, abs=1),
+        0,
+    )
+    with pytest.raises(InputError, match="is NaN or infinite"):
+        Volume.from_array(np.full((3, 4, 5), bad, np.float32)).intensity()
 
 
 def test_a_constant_image_is_refused() -> None:

@@ -2,11 +2,13 @@
 
 | suffix | opens | writes |
 |---|---|---|
-| .ome.zarr, .zarr | OME-Zarr 0.4 and 0.5, any level; plain arrays | OME-Zarr 0.5 |
-| .tif, .tiff | memory-mapped or page by page; OME and ImageJ sizes | ImageJ stack, BigTIFF |
+| .ome.zarr, .zarr | OME-Zarr 0.1 to 0.5, any level; plain arrays | OME-Zarr 0.5 |
+| .zarr.zip, .ozx | the same in a zip file | - |
+| .tif, .tiff | memory-mapped or page by page, any codec; OME and ImageJ sizes | ImageJ stack, BigTIFF |
 | .nii, .nii.gz | x, y, z turned to z, y, x; millimeter | the same way back |
 | .h5, .hdf5, .hdf | one dataset, ``FILE.h5::dataset`` | dataset `labels` |
-| .mrc, .rec, .map, .st, .ali, .mrc.gz, .map.gz | angstrom turned to nanometer | - |
+| .mrc, .rec, .map, .st, .ali, .preali, .mrcs, also .gz | angstrom turned to nanometer | - |
+| a folder | one picture (.tif, .png, .jpg, .bmp) for each section | - |
 | .npy | memory-mapped | - |
 | .npz | one array, ``FILE.npz::array`` | - |
 """
@@ -14,9 +16,10 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,35 +27,31 @@ from numpy.typing import NDArray
 from napari_slicelabel.data import readers, writers
 from napari_slicelabel.data.classes import PAINTED_BACKGROUND, LabelClass
 from napari_slicelabel.data.files import replacing, storage_errors, sweep
+from napari_slicelabel.data.reader_sections import SECTION_SUFFIXES, read_sections, section_files
+from napari_slicelabel.data.reader_tiff import read_tiff
+from napari_slicelabel.data.reader_zarr import ZARR_MARKS, read_zarr
 from napari_slicelabel.data.readers import Integral, Opened, Reader, Request
-from napari_slicelabel.data.volume import (
-    ArrayLike3D,
-    Volume,
-    check_axes,
-    check_voxel_size,
-    convert_length,
-    parse_unit,
-    sample_boxes,
-)
+from napari_slicelabel.data.units import check_voxel_size, parse_unit, resolve_grid
+from napari_slicelabel.data.volume import ArrayLike3D, NanRule, Volume, check_axes, sample_boxes
 from napari_slicelabel.data.writers import Job, Writer
 from napari_slicelabel.errors import InputError, MissingFileError, SliceLabelError
 
 READERS: dict[str, Reader] = {
-    ".zarr": readers.read_zarr,
-    ".tif": readers.read_tiff,
-    ".tiff": readers.read_tiff,
+    ".zarr": read_zarr,
+    ".zarr.zip": read_zarr,
+    ".ozx": read_zarr,
+    ".tif": read_tiff,
+    ".tiff": read_tiff,
     ".nii": readers.read_nifti,
     ".nii.gz": readers.read_nifti,
     ".h5": readers.read_hdf5,
     ".hdf5": readers.read_hdf5,
     ".hdf": readers.read_hdf5,
-    ".mrc": readers.read_mrc,
-    ".rec": readers.read_mrc,
-    ".map": readers.read_mrc,
-    ".st": readers.read_mrc,
-    ".ali": readers.read_mrc,
-    ".mrc.gz": readers.read_mrc,
-    ".map.gz": readers.read_mrc,
+    **{
+        f".{name}{packed}": readers.read_mrc
+        for name in ("mrc", "rec", "map", "st", "ali", "preali", "mrcs")
+        for packed in ("", ".gz")
+    },
     ".npy": readers.read_npy,
     ".npz": readers.read_npz,
 }
@@ -83,6 +82,7 @@ def open_volume(
     unit: str | None = None,
     level: int = 0,
     name: str | None = None,
+    nan: NanRule = "background",
 ) -> Volume:
     """Open an image lazily.
 
@@ -102,11 +102,14 @@ def open_volume(
         Resolution level of an OME-Zarr or TIFF pyramid, 0 = finest.
     name : str, optional
         By default from the name of the file or array.
+    nan : {"background", "refuse"}
+        Whether values that are not finite (outside of the field of view) are read as the smallest value of the image.
 
     Returns
     -------
     Volume
-        Nothing is read yet but metadata; a compressed .npz or .nii.gz is unpacked to a temporary file.
+        Nothing is read yet but metadata; a compressed .npz or .nii.gz is unpacked to a temporary file. What the file
+        leaves open is said in its `notes`.
 
     Raises
     ------
@@ -114,10 +117,10 @@ def open_volume(
         No such file, or no permission to read it.
     InputError
         Unknown suffix, damaged file, 1D or 2D data, several time points, an array that is not there, axes that do
-        not fit.
+        not fit. What the user gives comes first: no size or unit of the file is looked at where one is given.
     """
     request = _request(source, level=level, labels=False, axes=axes)
-    return _volume(request, _open(request), axes=axes, voxel_size=voxel_size, unit=unit, name=name)
+    return _volume(request, _open(request), axes=axes, voxel_size=voxel_size, unit=unit, name=name, nan=nan)
 
 
 def stated_axes(source: str | Path) -> tuple[str, tuple[int, ...]]:
@@ -163,9 +166,7 @@ def open_labels(source: str | Path, *, axes: str | None = None) -> Volume:
     if volume.channels != 1:
         raise InputError(f"{volume.source}: {volume.channels} channels; expected labels, one value per voxel")
     if volume.dtype.kind == "f":
-        whole = Opened(
-            Integral(opened.array, volume.source), opened.axes, opened.voxel_size, opened.unit, opened.member
-        )
+        whole = replace(opened, array=Integral(opened.array, volume.source))
         volume = _volume(request, whole, axes=axes, voxel_size=None, unit=None, name=None)
         for box in sample_boxes(volume):
             # every later read checks too; this refuses an image given by mistake at once
@@ -229,7 +230,7 @@ def write_labels(
         source = split_source(image.source)[0].resolve()
         if target.resolve() in (source, *source.parents):
             raise InputError(f"{target} holds the image itself; choose another file")
-    if target.is_dir() and not (suffix == ".zarr" and any((target / m).exists() for m in readers.ZARR_MARKS)):
+    if target.is_dir() and not (suffix == ".zarr" and any((target / m).exists() for m in ZARR_MARKS)):
         raise InputError(f"{target} is a folder that holds something else; choose another name")
     plain_unit, factor = parse_unit(unit)
     sweep(target.parent)
@@ -359,14 +360,14 @@ def _write_case(folder: Path, case: NnunetCase, table: NDArray[np.int16]) -> Non
                 )
             yield mapped.astype(np.uint8)
 
-    shape, voxel_size, unit, affine = image.shape, image.voxel_size, image.unit, image.affine
+    shape, voxel_size, unit, frame = image.shape, image.voxel_size, image.unit, image.nifti_header
     # NIfTI knows no half precision
     dtype = np.dtype(np.float32) if image.dtype == np.float16 else image.dtype
     for channel in range(image.channels):
         path = folder / "imagesTr" / f"{case.name}_{channel:04d}.nii.gz"
-        writers.write_nifti_stream(path, writers.volume_planes(image, channel), shape, dtype, voxel_size, unit, affine)
+        writers.write_nifti_stream(path, writers.volume_planes(image, channel), shape, dtype, voxel_size, unit, frame)
     path = folder / "labelsTr" / f"{case.name}.nii.gz"
-    writers.write_nifti_stream(path, planes(), shape, np.dtype(np.uint8), voxel_size, unit, affine)
+    writers.write_nifti_stream(path, planes(), shape, np.dtype(np.uint8), voxel_size, unit, frame)
 
 
 def _label_dtype(dtype: Any, what: str) -> np.dtype[Any]:
@@ -377,9 +378,28 @@ def _label_dtype(dtype: Any, what: str) -> np.dtype[Any]:
 
 
 def split_source(source: str | Path) -> tuple[Path, str]:
-    """Return the absolute path and the part after ``::`` ("" without one) of what the user gave."""
-    file, _, member = str(source).partition("::")
-    return Path(file).expanduser().absolute(), member.strip("/")
+    """Return the absolute path and the part after ``::`` ("" without one) of what the user gave.
+
+    Raises
+    ------
+    InputError
+        A web address.
+    """
+    text = str(source)
+    if text.startswith("file://"):
+        text = unquote(urlsplit(text).path)
+    elif (match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}", text)) and not Path(text).exists():
+        raise InputError(f"{text} is a web address ({match[1]}); download the image first, and give the file")
+    whole = Path(text).expanduser().absolute()
+    if "::" not in text or whole.exists():
+        return whole, ""
+    # the first :: that leaves a file that is there: names of files and of arrays may hold two colons
+    parts = text.split("::")
+    for count in range(1, len(parts)):
+        path = Path("::".join(parts[:count])).expanduser().absolute()
+        if path.exists():
+            return path, "::".join(parts[count:]).strip("/")
+    return Path(parts[0]).expanduser().absolute(), "::".join(parts[1:]).strip("/")
 
 
 def suffix_of(path: Path, known: Sequence[str]) -> str | None:
@@ -409,12 +429,34 @@ def _check_is_there(path: Path) -> None:
 def _reader(path: Path) -> Reader:
     suffix = suffix_of(path, list(READERS))
     inside_zarr = any(p.name.lower().endswith(".zarr") for p in path.parents)
-    if path.is_dir() and (inside_zarr or any((path / m).exists() for m in readers.ZARR_MARKS)):
-        return readers.read_zarr
-    if suffix is None or (path.is_dir() and suffix != ".zarr"):
-        what = "a folder" if path.is_dir() else "an unknown kind of file"
-        raise InputError(f"{path} is {what}; expected one of {', '.join(READERS)}")
+    if path.is_dir() and (inside_zarr or any((path / m).exists() for m in ZARR_MARKS)):
+        return read_zarr
+    if path.is_dir() and suffix != ".zarr":
+        if section_files(path):
+            return read_sections
+        raise InputError(
+            f"{path} is a folder without pictures; expected a .zarr, or one picture for each section:"
+            f" {', '.join(SECTION_SUFFIXES)}"
+        )
+    if suffix is None:
+        raise InputError(f"{path} is an unknown kind of file; {_advice(path)}")
     return READERS[suffix]
+
+
+_ELSEWHERE = {
+    (".dcm", ".dicom", ".ima"): "convert DICOM to .nii.gz first (dcm2niix)",
+    (".nrrd", ".nhdr", ".mha", ".mhd"): "save it as .nii.gz first (3D Slicer, SimpleITK)",
+    (".hdr", ".img"): "save Analyze images as .nii.gz first (3D Slicer, SimpleITK)",
+    (".ims", ".czi", ".lif", ".nd2", ".lsm", ".oib", ".vsi"): "save it as .ome.tif or .ome.zarr first (Fiji)",
+    (".n5",): "convert it to .ome.zarr first",
+}
+
+
+def _advice(path: Path) -> str:
+    for suffixes, advice in _ELSEWHERE.items():
+        if path.name.lower().removesuffix(".gz").endswith(suffixes):
+            return advice
+    return f"expected one of {', '.join(READERS)}, or a folder with one picture for each section"
 
 
 def _open(request: Request) -> Opened:
@@ -426,6 +468,10 @@ def _open(request: Request) -> Opened:
         raise
     except PermissionError as error:
         raise MissingFileError(f"{request.path}: no permission to read it; change its permissions") from error
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{request.path} needs the package {error.name}; install it: pip install {error.name}"
+        ) from error
     except Exception as error:
         detail = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
@@ -441,32 +487,32 @@ def _volume(
     voxel_size: Sequence[float] | None,
     unit: str | None,
     name: str | None,
+    nan: NanRule = "background",
 ) -> Volume:
     """Return the volume over an opened array; what the user said comes before what the file says."""
     source = f"{request.path}::{opened.member}" if opened.member else str(request.path)
     shape = tuple(int(n) for n in opened.array.shape)
     letters = (axes or opened.axes or _guess_axes(shape, source)).lower()
     check_axes(shape, letters, source)
-    file_unit, factor = parse_unit(opened.unit)
-    file_size = check_voxel_size(opened.voxel_size or (1, 1, 1), factor)
-    chosen_unit, factor = parse_unit(unit) if unit is not None else (file_unit, 1.0)
-    if voxel_size is not None:
-        size = check_voxel_size(voxel_size, factor)
-    else:
-        size = check_voxel_size(file_size, convert_length(file_unit, chosen_unit) if file_unit != "pixel" else factor)
-    same_grid = opened.voxel_size is not None and np.allclose(
-        size, np.multiply(file_size, convert_length(file_unit, chosen_unit)), rtol=1e-3
-    )
+    grid = resolve_grid(opened.stated, voxel_size, unit)
+    # an affine speaks of the axes and voxel size of the file: with others it would be wrong
+    placed = grid.as_in_file and letters == (opened.axes or letters)
     return Volume(
         opened.array,
         name=name or _default_name(request.path, opened.member),
         source=source,
         axes=letters,
-        voxel_size=size,
-        unit=chosen_unit,
+        voxel_size=grid.voxel_size,
+        unit=grid.unit,
         channel_names=opened.channel_names,
-        # an affine speaks of the voxel size of the file: with another one it would be wrong
-        affine=opened.affine if same_grid else None,
+        affine=opened.affine if placed else None,
+        nifti_header=opened.nifti_header if placed else None,
+        origins={
+            "axes": "user" if axes else "file" if opened.axes else "default",
+            "voxel_size": grid.origin,
+        },
+        notes=(*opened.notes, *grid.notes),
+        nan=nan,
     )
 
 

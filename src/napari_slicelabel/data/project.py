@@ -5,6 +5,7 @@
 
 # No `from __future__ import annotations`: pydantic reads the annotations when the class is made.
 import json
+import logging
 import os
 import re
 import threading
@@ -30,12 +31,13 @@ from napari_slicelabel.data.files import (
     write_text,
 )
 from napari_slicelabel.data.fingerprint import fingerprint
-from napari_slicelabel.data.formats import open_volume
+from napari_slicelabel.data.formats import open_volume, split_source
 from napari_slicelabel.data.locks import locked
 from napari_slicelabel.data.ngff import create_label_image, image_label
 from napari_slicelabel.data.reading import parse_json, read_bytes, read_json
 from napari_slicelabel.data.status import NOTHING_PAINTED, SliceIndices, SliceStatus
-from napari_slicelabel.data.volume import Unit, Volume
+from napari_slicelabel.data.units import Unit
+from napari_slicelabel.data.volume import NanRule, Origin, Volume
 from napari_slicelabel.errors import InputError, MissingFileError, SliceLabelError
 
 FORMAT_VERSION = 2
@@ -44,6 +46,7 @@ SUFFIX = ".slicelabel"
 """Ending of a project folder by custom. Not ``.zarr``, which other napari readers claim."""
 
 _IMAGES = "images"
+_log = logging.getLogger(__name__)
 
 VolumeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=100)]
 
@@ -61,9 +64,9 @@ class VolumeRecord(BaseModel):
     shape: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(description="z, y, x")
     voxel_size: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(description="z, y, x, in unit")
     unit: Unit = "pixel"
-    fingerprint: str = Field(
-        default="", description="tells the image from others of its shape; empty in older projects"
-    )
+    origins: dict[str, Origin] = Field(default={}, description="whose word axes and voxel_size are")
+    nan: NanRule = Field(default="background", description="how values that are not finite are read")
+    fingerprint: str = Field(default="", description="digest of shape and sampled voxels; empty in older projects")
     status: SliceStatus | None = Field(
         default=None, description="of format version 1 only: painted and complete slices, now in annotation/<name>.json"
     )
@@ -122,6 +125,7 @@ class Project:
         self._stamp: Stamp | None = None
         self._text: bytes | None = None
         self._volumes: dict[str, Volume] = {}
+        self._fingerprints: dict[str, str] = {}
         self._annotations: dict[str, Annotation] = {}
 
     def __repr__(self) -> str:
@@ -139,6 +143,7 @@ class Project:
         voxel_size: Sequence[float] | None = None,
         unit: str | None = None,
         level: int = 0,
+        nan: NanRule = "background",
         classes: Sequence[LabelClass | str] = (),
     ) -> Self:
         """Create a project folder and return the project.
@@ -152,7 +157,7 @@ class Project:
             `Volume` is copied into the project, as ``images/<name>.npy``.
         names : sequence of str, optional
             One for each image. By default the file stems, or the array after ``::``, made unique.
-        axes, voxel_size, unit, level : optional
+        axes, voxel_size, unit, level, nan : optional
             As in `open_volume`, for all images; by default what each file says.
         classes : sequence of LabelClass or str
             A bare name gets the next free id and a colour.
@@ -189,7 +194,8 @@ class Project:
                 record = _copied_record(source, folder, name, taken)
                 copied[record.name] = source
             else:
-                volume = open_volume(source, axes=axes, voxel_size=voxel_size, unit=unit, level=level)
+                volume = open_volume(source, axes=axes, voxel_size=voxel_size, unit=unit, level=level, nan=nan)
+                volume.intensity()
                 record = _record(volume, folder, name, taken, level)
                 volume.name = record.name
                 volumes[record.name] = volume
@@ -370,6 +376,7 @@ class Project:
         voxel_size: Sequence[float] | None = None,
         unit: str | None = None,
         level: int = 0,
+        nan: NanRule = "background",
     ) -> Volume:
         """Add an image to the project, save, and return its volume.
 
@@ -379,7 +386,7 @@ class Project:
             Anything that `open_volume` opens; a `Volume` is copied into the project.
         name : str, optional
             By default the file stem or the array after ``::``, made unique.
-        axes, voxel_size, unit, level : optional
+        axes, voxel_size, unit, level, nan : optional
             As in `open_volume`.
 
         Returns
@@ -398,7 +405,8 @@ class Project:
         """
         if isinstance(image, Volume):
             return self._add_copy(image, name)
-        volume = open_volume(image, axes=axes, voxel_size=voxel_size, unit=unit, level=level)
+        volume = open_volume(image, axes=axes, voxel_size=voxel_size, unit=unit, level=level, nan=nan)
+        volume.intensity()
         with self._changing():
             record = _record(volume, self.path, name, (*self.names, *self._painted_before()), level)
             # what an earlier attempt left behind that never reached project.json
@@ -589,9 +597,17 @@ class Project:
 
     def _replace(self, **changes: object) -> None:
         """Save with some fields replaced; when saving fails the project stays as it was. Call inside `_changing`."""
-        file = self._file.model_copy(update=changes)
+        file = self._with_fingerprints(self._file.model_copy(update=changes))
         write_text(self._json, file.text)
         self._file, self._text, self._stamp = file, file.text.encode(), stamp(self._json)
+
+    def _with_fingerprints(self, file: ProjectFile) -> ProjectFile:
+        """Return the content with the digests of images that were opened since it was read."""
+        volumes = tuple(
+            v if v.fingerprint else v.model_copy(update={"fingerprint": self._fingerprints.get(v.name, "")})
+            for v in file.volumes
+        )
+        return file.model_copy(update={"volumes": volumes})
 
     def _reread(self) -> None:
         """Read ``project.json``; InputError when it is damaged or not there."""
@@ -611,40 +627,60 @@ class Project:
 
     def _open_volume(self, record: VolumeRecord) -> Volume:
         tried = dict.fromkeys((_resolved(record.source, self.path), record.absolute_source))
-        failure: SliceLabelError | None = None
+        failures: list[SliceLabelError] = []
+        others: list[str] = []
         for source in tried:
             try:
-                volume = open_volume(
-                    source,
-                    axes=record.axes,
-                    voxel_size=record.voxel_size,
-                    unit=record.unit,
-                    level=record.level,
-                    name=record.name,
-                )
+                volume = _opened(record, source)
             except MissingFileError as error:
-                failure = failure or error
+                failures.append(error)
                 continue
             except SliceLabelError as error:
                 raise MissingFileError(
                     f"the image of volume {record.name!r} can no longer be opened: {error}."
                     " Restore the file; what was painted is safe"
                 ) from error
-            if volume.shape != record.shape:
-                raise InputError(
-                    f"{source}: the image now has shape {volume.shape}, but volume {record.name!r} was annotated with"
-                    f" {record.shape}; put the original image back, or start a new project"
-                )
-            if record.fingerprint and fingerprint(volume) != record.fingerprint:
-                raise InputError(
-                    f"{source}: the image is another one than that of volume {record.name!r}: the same shape, but other"
-                    " values; put the original image back, or start a new project. What was painted is safe"
-                )
-            return volume
+            difference = self._difference(record, volume)
+            if not difference:
+                if others:
+                    _log.warning("%s; %s is read instead", others[0], source)
+                return volume
+            others.append(f"{source}: the image now {difference} than the one that volume {record.name!r} was made of")
+        if others:
+            raise InputError(
+                f"{others[0]}; put the original image back, or start a new project. What was painted is safe"
+            )
         raise MissingFileError(
             f"the image of volume {record.name!r} is missing: {' and '.join(tried)}; put it back there,"
             f" or edit `source` in {self.path / 'project.json'}; what was painted is safe"
-        ) from failure
+        ) from failures[0]
+
+    def _difference(self, record: VolumeRecord, volume: Volume) -> str:
+        """Return in words how an image differs from the one that was annotated; "" for the same."""
+        if volume.shape != record.shape:
+            return f"has shape {volume.shape}, another one ({record.shape})"
+        digest = fingerprint(volume)
+        if record.fingerprint and digest != record.fingerprint:
+            return "has other values"
+        # of an older project: kept with what is saved next
+        self._fingerprints[record.name] = digest
+        return ""
+
+
+def _opened(record: VolumeRecord, source: str) -> Volume:
+    """Return the image of a record from a place; MissingFileError where it is not there."""
+    file, member = split_source(source)
+    volume = open_volume(
+        f"{file}::{member}" if member else file,
+        axes=record.axes,
+        voxel_size=record.voxel_size,
+        unit=record.unit,
+        level=record.level,
+        name=record.name,
+        nan=record.nan,
+    )
+    volume.origins = record.origins or volume.origins
+    return volume
 
 
 def _parsed(path: Path, text: bytes) -> ProjectFile:
@@ -696,7 +732,8 @@ def _record(volume: Volume, folder: Path, name: str | None, taken: Iterable[str]
         name, number = stem, 2
         while name in taken:
             name, number = f"{stem}_{number}", number + 1
-    file, separator, member = volume.source.partition("::")
+    path, member = split_source(volume.source)
+    file, separator = str(path), "::" if member else ""
     try:
         source = Path(os.path.relpath(file, folder)).as_posix()
     except ValueError:
@@ -711,6 +748,8 @@ def _record(volume: Volume, folder: Path, name: str | None, taken: Iterable[str]
         shape=volume.shape,
         voxel_size=volume.voxel_size,
         unit=volume.unit,
+        origins=dict(volume.origins),
+        nan=volume.nan,
         fingerprint=fingerprint(volume),
     )
 
@@ -725,8 +764,13 @@ def _copied_record(volume: Volume, folder: Path, name: str | None, taken: Iterab
 
 def _resolved(source: str, folder: Path) -> str:
     """Return a stored source as an absolute one."""
-    file, separator, member = source.partition("::")
-    return os.path.normpath(folder / file) + separator + member
+    # a name may hold two colons, too: whatever stands behind the last folder stays as it is
+    return os.path.normpath(folder / source) if "::" not in source else _resolved_member(source, folder)
+
+
+def _resolved_member(source: str, folder: Path) -> str:
+    path, member = split_source(folder / source)
+    return os.path.normpath(path) + ("::" + member if member else "")
 
 
 def _checked_name(name: str, what: str) -> str:

@@ -5,13 +5,10 @@ Each takes a `Request` and returns an `Opened`. They may raise anything a librar
 """
 
 import json
-import math
 import re
-import struct
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,14 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_slicelabel.data.spill import spilled
-from napari_slicelabel.data.volume import ArrayLike, parse_unit
+from napari_slicelabel.data.units import Stated, convert_length, parse_unit, stated_sizes
+from napari_slicelabel.data.volume import ArrayLike
 from napari_slicelabel.errors import InputError
 
-ZARR_MARKS = ("zarr.json", ".zarray", ".zgroup")
-"""Files of which a zarr array or group has one."""
-
 _NEARLY = 1e-3
-_IMOD = 1146047817
+_IMOD_STAMP = 1146047817
+_MRC_AXES = {1: "x", 2: "y", 3: "z"}
+_AXIS_WORDS = {
+    **{letter: letter for letter in "tczyx"},
+    "channel": "c", "channels": "c", "s": "c", "sample": "c", "samples": "c", "rgb": "c", "color": "c", "colour": "c",
+    "time": "t", "frame": "t", "depth": "z", "plane": "z", "slice": "z", "height": "y", "row": "y", "width": "x",
+    "column": "x",
+}  # fmt: skip
 _LABEL_WORDS = re.compile(r"label|seg|mask|truth|\bgt\b|annot", re.IGNORECASE)
 
 
@@ -65,21 +67,28 @@ class Opened:
         Memory-mapped, or read when it is sliced.
     axes : str
         One letter for each axis of the array; "" when the file does not say.
-    voxel_size : tuple of 3 float, optional
-        Along z, y, x.
-    unit : str
-        Any name that `parse_unit` knows.
+    stated : mapping
+        Axis letter (z, y, x) to size of a voxel and its unit, as the file states them, even where that makes no sense.
     member : str
         Which array of the file it is, where it holds several.
+    channel_names : tuple of str
+        As the file names them.
+    affine : ndarray of shape (4, 4), float64, optional
+        Index (x, y, z) of a voxel to its place in millimeter.
+    nifti_header : nibabel header, optional
+        Of a NIfTI file.
+    notes : tuple of str
+        Sentences for the user about what the file leaves open.
     """
 
     array: ArrayLike
     axes: str = ""
-    voxel_size: tuple[float, float, float] | None = None
-    unit: str = "pixel"
+    stated: Mapping[str, Stated] = field(default_factory=dict)
     member: str = ""
     channel_names: tuple[str, ...] = ()
     affine: NDArray[np.float64] | None = None
+    nifti_header: Any = None
+    notes: tuple[str, ...] = ()
 
 
 Reader = Callable[[Request], Opened]
@@ -164,10 +173,10 @@ def read_npz(request: Request) -> Opened:
                 + ", ".join(f"{request.path.name}::{n}" for n in arrays[:20])
                 + (f" and {len(arrays) - 20} more" if len(arrays) > 20 else "")
             )
-        voxel_size, unit = None, "pixel"
+        stated: dict[str, Stated] = {}
         for name, match in sizes.items():
             with archive.open(f"{name}.npy") as stream:
-                voxel_size, unit = _three(np.lib.format.read_array(stream, allow_pickle=False)), match[1]
+                stated = stated_sizes(np.lib.format.read_array(stream, allow_pickle=False), match[1])
 
     @contextmanager
     def unpacked() -> Iterator[IO[bytes]]:
@@ -175,251 +184,7 @@ def read_npz(request: Request) -> Opened:
             yield stream
 
     path = spilled(request.path, member, ".npy", unpacked)
-    return Opened(_map_npy(path), voxel_size=voxel_size, unit=unit, member=member)
-
-
-def read_zarr(request: Request) -> Opened:
-    """Open a zarr array, or one level of an OME-Zarr image (0.4, 0.5), format 2 or 3.
-
-    Notes
-    -----
-    ``img.ome.zarr/labels/cells`` and ``img.ome.zarr::labels/cells`` both name a part of the hierarchy.
-    When labels are wanted of an image that has exactly one label image, that one is taken.
-    """
-    import zarr
-
-    from napari_slicelabel.data.zarr_stores import PlainStore
-
-    path = request.path / request.member if request.member else request.path
-    if not path.exists():
-        raise InputError(f"{request.path} has no {request.member}; it holds {', '.join(_zarr_children(request.path))}")
-    node = zarr.open(PlainStore(path), mode="r")
-    if isinstance(node, zarr.Array):
-        _no_levels(request)
-        names = getattr(node.metadata, "dimension_names", None) or ()
-        axes = "".join(n.lower() for n in names if n) if all(n and len(n) == 1 for n in names) else ""
-        return Opened(node, axes, *_attribute_size(node.attrs), member=request.member)
-    attributes = dict(node.attrs)
-    # 0.5 keeps everything under one key, 0.4 at the top
-    ome: Mapping[str, Any] = _mapping(attributes.get("ome")) or attributes
-    multiscales: Any = ome.get("multiscales")
-    if request.labels and "image-label" not in ome and (path / "labels").is_dir():
-        found = _mapping(dict(zarr.open_group(PlainStore(path / "labels"), mode="r").attrs))
-        labels: Any = (_mapping(found.get("ome")) or found).get("labels") or _zarr_children(path / "labels")
-        if not labels:
-            raise InputError(f"{path} has no label image; to take an array of it for labels, name it: {path}::0")
-        if len(labels) != 1:
-            raise InputError(f"{path} has the label images {', '.join(labels)}; give one: {path}::labels/{labels[0]}")
-        member = f"{request.member}/labels/{labels[0]}".lstrip("/")
-        return read_zarr(replace(request, member=member))
-    if not multiscales:
-        children = _zarr_children(path)
-        if "bioformats2raw.layout" in ome and "0" in children:
-            return read_zarr(replace(request, member=f"{request.member}/0".lstrip("/")))
-        if len(children) == 1:
-            member = f"{request.member}/{children[0]}".lstrip("/")
-            return read_zarr(replace(request, member=member))
-        parts = ", ".join(children) or "none"
-        raise InputError(f"{path} is a zarr group without OME-Zarr metadata; give one of its parts: {parts}")
-    return _ome_level(request, path, multiscales[0], ome)
-
-
-def _ome_level(request: Request, path: Path, multiscale: Mapping[str, Any], ome: Mapping[str, Any]) -> Opened:
-    """Open one level of an OME-Zarr image."""
-    import zarr
-
-    from napari_slicelabel.data.zarr_stores import PlainStore
-
-    datasets = multiscale["datasets"]
-    if request.level >= len(datasets):
-        raise InputError(f"{path}: level {request.level}; it has {len(datasets)} levels, 0 to {len(datasets) - 1}")
-    dataset = datasets[request.level]
-    array = zarr.open_array(PlainStore(path / dataset["path"]), mode="r")
-    # before 0.3 there were no axes: always tczyx
-    described = [a if isinstance(a, Mapping) else {"name": a} for a in multiscale.get("axes") or "tczyx"]
-    axes = "".join(str(a["name"]).lower() for a in described)
-    scale = np.ones(len(axes))
-    for transform in (*dataset.get("coordinateTransformations", ()), *multiscale.get("coordinateTransformations", ())):
-        if transform.get("type") == "scale":
-            scale = scale * np.asarray(transform["scale"], float)
-    sizes: dict[str, float] = {}
-    unit = "pixel"
-    for axis, letter, size in zip(described, axes, scale.tolist(), strict=True):
-        if letter in "zyx" and axis.get("unit"):
-            unit, factor = parse_unit(str(axis["unit"]))
-            sizes[letter] = size * factor
-        else:
-            sizes[letter] = size
-    voxel_size = (sizes["z"], sizes["y"], sizes["x"]) if {"z", "y", "x"} <= set(sizes) else None
-    channels = _mapping(ome.get("omero")).get("channels") or ()
-    names = tuple(str(_mapping(c).get("label") or f"channel {i}") for i, c in enumerate(channels))
-    return Opened(array, axes, voxel_size, unit, request.member, channel_names=names)
-
-
-def read_tiff(request: Request) -> Opened:
-    """Open a TIFF stack: memory-mapped where its pixels lie in one piece, else read page by page or tile by tile."""
-    import tifffile
-    import zarr
-
-    with tifffile.TiffFile(request.path) as tif:
-        if len(tif.series) > 1:
-            return _all_pages(tif, request)
-        series = tif.series[0]
-        if request.level >= len(series.levels):
-            raise InputError(
-                f"{request.path}: level {request.level}; it has {len(series.levels)} level(s), counted from 0"
-            )
-        chosen = series.levels[request.level]
-        axes = request.axes or _tiff_axes(str(chosen.axes), chosen.shape, request.path)
-        voxel_size, unit = _tiff_size(tif)
-        if voxel_size is not None and request.level and len(axes) == len(chosen.shape):
-            # each level halves the plane more or less; the true factor is the ratio of the shapes
-            full, small = (dict(zip(axes, s.shape, strict=True)) for s in (series, chosen))
-            z, y, x = (v * full[a] / small[a] for a, v in zip("zyx", voxel_size, strict=True))
-            voxel_size = (z, y, x)
-        _refuse_holes(tif, chosen, request.path)
-        offset, shape, dtype = chosen.dataoffset, chosen.shape, chosen.dtype
-        order = tif.byteorder
-    array: ArrayLike
-    if offset is not None and dtype is not None:
-        array = np.memmap(request.path, dtype.newbyteorder(order), "r", offset, shape)
-    else:
-        store = tifffile.imread(request.path, aszarr=True, series=0, level=request.level)
-        array = zarr.open_array(store, mode="r")
-        # the store keeps the file open for as long as the array lives
-        weakref.finalize(array, store.close)
-    return Opened(array, axes, voxel_size, unit)
-
-
-class Pages:
-    """The pages of a TIFF file as one array (n, ...), whatever each is stored like; read page by page.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        Pages first.
-    dtype : numpy.dtype
-        Of each.
-    """
-
-    def __init__(self, path: Path, numbers: Sequence[int], shape: Sequence[int], dtype: Any) -> None:
-        import tifffile
-
-        self._file = tifffile.TiffFile(path)
-        weakref.finalize(self, self._file.close)
-        self._numbers = tuple(numbers)
-        self.shape = (len(self._numbers), *shape)
-        self.dtype = np.dtype(dtype)
-
-    def __getitem__(self, index: Any) -> NDArray[Any]:
-        """Return what a tuple of ints and slices names, as numpy would."""
-        first, *others = index if isinstance(index, tuple) else (index,)
-        chosen = np.asarray(self._numbers)[first]
-        planes: list[NDArray[Any]] = [self._page(int(n))[tuple(others)] for n in np.atleast_1d(chosen)]
-        if chosen.ndim == 0:
-            return planes[0]
-        empty = np.empty(self.shape[1:], self.dtype)[tuple(others)]
-        return np.stack(planes) if planes else np.empty((0, *empty.shape), self.dtype)
-
-    def _page(self, number: int) -> NDArray[Any]:
-        page: NDArray[Any] = self._file.pages[number].asarray()
-        return page
-
-
-def _all_pages(tif: Any, request: Request) -> Opened:
-    """Open a file whose pages are stored in several ways: a stack if they are alike, else it is open which is meant."""
-    path = request.path
-    pages = [page for page in tif.pages if not page.is_reduced]
-    kinds = {(page.shape, str(page.dtype)) for page in pages}
-    if len(kinds) > 1:
-        listed = ", ".join(f"{'x'.join(map(str, s.shape))} {s.dtype}" for s in tif.series[:8])
-        raise InputError(
-            f"{path} holds {len(tif.series)} images in {len(tif.pages)} pages ({listed}); expected one stack of"
-            " sections of the same size and type. Save the one that is meant as a file of its own"
-        )
-    _no_levels(request)
-    voxel_size, unit = _tiff_size(tif)
-    first = pages[0]
-    axes = request.axes or "z" + str(first.axes).lower().replace("s", "c")
-    return Opened(Pages(path, [page.index for page in pages], first.shape, first.dtype), axes, voxel_size, unit)
-
-
-def _refuse_holes(tif: Any, series: Any, path: Path) -> None:
-    """Refuse tiles or strips that are nowhere in the file; GDAL leaves out those of zeros on purpose."""
-    if tif.is_gdal or series.dataoffset is not None:
-        return
-    for number, page in enumerate(series.pages):
-        if page is None:
-            raise InputError(
-                f"{path}: section {number} is missing, the file that holds it is not there; copy all files of the"
-                " series into one folder"
-            )
-        if not all(page.databytecounts):
-            raise InputError(f"{path}: parts of section {number} are not in the file; is it damaged, or a broken copy?")
-
-
-def _tiff_axes(axes: str, shape: Sequence[int], path: Path) -> str:
-    """Return our letters for those of tifffile: S (samples) is c, and an axis without meaning is z."""
-    letters = list(axes.upper().replace("S", "C"))
-    lengths = dict(zip(letters, shape, strict=True))
-    if "Z" not in letters:
-        unknown = [a for a in letters if a not in "TCYX"]
-        if not unknown and lengths.get("T", 1) > 1:
-            raise InputError(
-                f"{path} holds {lengths['T']} time points of one plane; expected a 3D image."
-                " If these are its slices, give axes='zyx'"
-            )
-        if not unknown:
-            raise InputError(f"{path} is a 2D image, shape {tuple(shape)} ({axes.lower()}); expected a 3D stack")
-        letters[letters.index(unknown[0])] = "Z"
-    return "".join(letters).lower()
-
-
-def _tiff_size(tif: Any) -> tuple[tuple[float, float, float] | None, str]:
-    """Return voxel size and unit as OME, ImageJ or tifffile wrote them; None when nobody did."""
-    if tif.is_ome:
-        from xml.etree import ElementTree
-
-        for element in ElementTree.fromstring(tif.ome_metadata).iter():
-            if element.tag.endswith("}Pixels") or element.tag == "Pixels":
-                return _ome_xml_size(element.attrib)
-    description: Mapping[str, Any] = {}
-    if tif.is_imagej:
-        description = tif.imagej_metadata or {}
-    elif tif.is_shaped:
-        description = (tif.shaped_metadata or ({},))[0]
-    if not {"unit", "spacing"} & set(description):
-        return None, "pixel"
-    unit = str(description.get("unit", "pixel"))
-    try:
-        parse_unit(unit)
-    except InputError:
-        unit = "pixel"
-    tags = tif.pages[0].tags
-    plane = [1.0, 1.0]
-    for i, name in enumerate(("YResolution", "XResolution")):
-        numerator, denominator = tags[name].value if name in tags else (1, 1)
-        if numerator and denominator:
-            plane[i] = denominator / numerator
-    spacing = float(description.get("spacing", 0)) or plane[0]
-    return (abs(spacing), plane[0], plane[1]), unit
-
-
-def _ome_xml_size(pixels: Mapping[str, str]) -> tuple[tuple[float, float, float] | None, str]:
-    """Return the size in the unit of z; each axis may have its own, and OME's default is the micrometer."""
-    if "PhysicalSizeX" not in pixels:
-        return None, "pixel"
-    sizes: list[float] = []
-    unit = "pixel"
-    from napari_slicelabel.data.volume import convert_length
-
-    for letter in "ZYX":
-        name = f"PhysicalSize{letter}"
-        this, factor = parse_unit(pixels.get(f"{name}Unit", "um"))
-        unit = this if not sizes else unit
-        size = float(pixels.get(name, pixels["PhysicalSizeX"])) * factor
-        sizes.append(size * convert_length(this, parse_unit(unit)[0]))
-    return (sizes[0], sizes[1], sizes[2]), unit
+    return Opened(_map_npy(path), stated=stated, member=member)
 
 
 def read_hdf5(request: Request) -> Opened:
@@ -428,41 +193,90 @@ def read_hdf5(request: Request) -> Opened:
     Notes
     -----
     Among several, names that speak of labels come first when labels are wanted and last otherwise.
-    The attributes element_size_um, and resolution (in nanometer, as CREMI writes it), are understood.
+    Understood are the attributes element_size_um, resolution (in nanometer, as CREMI writes it) and axistags (vigra and
+    ilastik), and the names of dimensions.
     """
     import h5py
+    import hdf5plugin  # noqa: F401 - its import registers the codecs lz4, zstd, bitshuffle and others
 
     _no_levels(request)
-    file = h5py.File(request.path, "r")
-    found: list[Any] = []
-    file.visititems(lambda _, node: found.append(node) if isinstance(node, h5py.Dataset) else None)
+    file = _open_hdf5(request.path)
+    datasets: list[Any] = []
+    file.visititems(lambda _, node: datasets.append(node) if isinstance(node, h5py.Dataset) else None)
     if request.member:
         node = file.get(request.member)
         if not isinstance(node, h5py.Dataset):
-            known = ", ".join(d.name.lstrip("/") for d in found[:20])
+            known = ", ".join(d.name.lstrip("/") for d in datasets[:20])
             raise InputError(f"{request.path} has no dataset {request.member!r}; it has {known or 'none'}")
     else:
-        usable = [d for d in found if d.ndim >= 3 and d.dtype.kind in "buif"]
-        # labels are integers; floats that are whole will do where there is nothing else
-        usable = [d for d in usable if request.labels and d.dtype.kind != "f"] or usable
+        usable = [d for d in datasets if d.ndim >= 3 and d.dtype.kind in "bui"] if request.labels else []
+        usable = usable or [d for d in datasets if d.ndim >= 2 + (not request.labels) and d.dtype.kind in "buif"]
         if not usable:
-            known = ", ".join(f"{d.name.lstrip('/')} {d.shape} {d.dtype}" for d in found[:20])
+            known = ", ".join(f"{d.name.lstrip('/')} {d.shape} {d.dtype}" for d in datasets[:20])
             raise InputError(f"{request.path} has no 3D {'label ' * request.labels}dataset; it has {known or 'none'}")
         node = max(usable, key=lambda d: (bool(_LABEL_WORDS.search(d.name)) == request.labels, d.size))
-    return Opened(node, _axis_tags(node), *_attribute_size(node.attrs), member=node.name.lstrip("/"))
+    axes = _hdf5_axes(node)
+    return Opened(node, axes, attribute_sizes(node.attrs, axes), member=(request.member or node.name).lstrip("/"))
 
 
-def _axis_tags(node: Any) -> str:
-    """Return the axes as vigra and ilastik write them beside a data set; "" where they do not."""
+def _open_hdf5(path: Path) -> Any:
+    """Open a file for reading; one that another program writes to is said to be in use, not damaged."""
+    import errno
+
+    import h5py
+
     try:
-        axes = "".join(str(axis["key"]) for axis in json.loads(node.attrs["axistags"])["axes"])
-    except (KeyError, TypeError, ValueError):
-        return ""
-    return axes if len(axes) == node.ndim and set(axes) <= set("tczyx") else ""
+        return h5py.File(path, "r")
+    except OSError as error:
+        locked = error.errno in (errno.EAGAIN, errno.EACCES) or "unable to lock file" in str(error)
+        if locked or "already open for write" in str(error):
+            raise InputError(
+                f"{path} is open in another program that writes to it; close it there, or copy the file"
+            ) from error
+        raise
+
+
+def _hdf5_axes(node: Any) -> str:
+    """Return the axes that a dataset states: in vigra's tags, or as the labels of its dimensions."""
+    tags = node.attrs.get("axistags")
+    if tags is not None:
+        text = tags.decode("utf-8", "replace") if isinstance(tags, bytes) else str(tags)
+        try:
+            keys = [str(_mapping(axis).get("key", "")) for axis in _mapping(json.loads(text)).get("axes", ())]
+        except ValueError:
+            keys = []
+        if len(keys) == node.ndim:
+            return axis_letters(keys)
+    return axis_letters([dimension.label for dimension in node.dims])
+
+
+def axis_letters(names: Sequence[object], kinds: Sequence[object] = ()) -> str:
+    """Return one letter for each axis from its name, or from its kind ("channel", "time"); "" where one says nothing.
+
+    Examples
+    --------
+    >>> axis_letters(["channel", "Z", "Y", "X"]), axis_letters(["dim_0", "y", "x"])
+    ('czyx', '')
+    """
+    letters = []
+    for number, name in enumerate(names):
+        word = str(name or "").strip().lower()
+        kind = str(kinds[number]).lower() if number < len(kinds) else ""
+        letter = _AXIS_WORDS.get(word) or _AXIS_WORDS.get(kind) or ""
+        letters.append(letter)
+    return "".join(letters) if all(letters) else ""
 
 
 def read_mrc(request: Request) -> Opened:
-    """Open an MRC file by memory-mapping it; its voxel size is in angstrom."""
+    """Open an MRC file by memory-mapping it; its voxel size is in angstrom.
+
+    Notes
+    -----
+    Headers from before the year 2000, without the word MAP or the machine stamp, are accepted where they are otherwise
+    sound. Bytes are unsigned where IMOD's stamp says so (https://bio3d.colorado.edu/imod/doc/mrc_format.txt). The order
+    of the axes (mapc, mapr, maps) is honoured.
+    A file ending in .gz is unpacked once into a temporary file (see `spilled`).
+    """
     import gzip
     import warnings
 
@@ -473,31 +287,24 @@ def read_mrc(request: Request) -> Opened:
     if path.name.lower().endswith(".gz"):
         path = spilled(path, "", ".mrc", lambda: gzip.GzipFile(request.path, "rb"))
     with warnings.catch_warnings():
-        # headers from before 2014 lack the word MAP or the stamp; what cannot be read at all has no data
-        warnings.simplefilter("ignore", RuntimeWarning)
-        with mrcfile.mmap(path, mode="r", permissive=True) as mrc:
-            if mrc.data is None:
-                raise ValueError("its header promises other voxels than the file holds")
-            size = mrc.voxel_size
-            data, is_stack = mrc.data, mrc.is_volume_stack()
-    if data.dtype == np.int8 and _has_unsigned_bytes(path):
+        # an old header, or bytes behind the data: what matters of it is checked below
+        warnings.simplefilter("ignore")
+        mrc = mrcfile.mmap(path, mode="r", permissive=True)
+    with mrc:
+        size, header = mrc.voxel_size, mrc.header
+        data, is_stack = mrc.data, mrc.is_volume_stack()
+    order = [int(header[name]) for name in ("maps", "mapr", "mapc")]
+    if data is None or min(int(header[n]) for n in ("nx", "ny", "nz")) < 1:
+        raise InputError(f"{request.path} is no MRC file, or ends before its voxels do; copy it again")
+    stamp, flags = (int(v) for v in np.frombuffer(header.tobytes()[152:160], header["nx"].dtype.newbyteorder("=")))
+    if data.dtype == np.int8 and stamp == _IMOD_STAMP and not flags & 1:
         data = data.view(np.uint8)
-    voxel_size = _three([size.z, size.y, size.x])
-    known = voxel_size is not None and all(v > 0 for v in voxel_size)
-    return Opened(data, "tzyx" if is_stack else "", voxel_size if known else None, "angstrom" if known else "pixel")
-
-
-def _has_unsigned_bytes(path: Path) -> bool:
-    """Return whether IMOD has written bytes without sign: its stamp is there, and bit 0 of its flags is not set."""
-    with path.open("rb") as file:
-        header = file.read(160)
-    orders = ("<", ">")
-    return any(struct.unpack_from(f"{o}i", header, 152)[0] == _IMOD and not _flags(header, o) & 1 for o in orders)
-
-
-def _flags(header: bytes, order: str) -> int:
-    flags: int = struct.unpack_from(f"{order}i", header, 156)[0]
-    return flags
+    letters = "".join(_MRC_AXES.get(number, "") for number in order)
+    axes = letters if sorted(letters) == ["x", "y", "z"] else "zyx"
+    if data.ndim == 2:
+        raise InputError(f"{request.path} is a 2D image, shape {data.shape}; expected a 3D stack")
+    stated = {a: (float(getattr(size, a)), "angstrom") for a in "zyx"}
+    return Opened(data, "t" + axes if is_stack else axes, stated if max(s for s, _ in stated.values()) > 0 else {})
 
 
 def read_nifti(request: Request) -> Opened:
@@ -505,6 +312,7 @@ def read_nifti(request: Request) -> Opened:
 
     Notes
     -----
+    The voxel size is that of the affine in use (sform, else qform, else pixdim): pixdim alone may be stale.
     A ``.nii.gz`` cannot be read in part: it is unpacked once into a temporary file (see `spilled`).
     """
     import gzip
@@ -517,24 +325,34 @@ def read_nifti(request: Request) -> Opened:
         path = spilled(path, "", ".nii", lambda: gzip.GzipFile(request.path, "rb"))
     image: Any = nibabel.load(path)
     header: Any = image.header
-    shape = header.get_data_shape()
+    shape = tuple(reversed(header.get_data_shape()))
+    dtype = np.dtype(header.get_data_dtype())
+    offset = int(image.dataobj.offset)
+    if path.stat().st_size < offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
+        raise InputError(f"{request.path} ends before its voxels do: the copy is incomplete; copy it again")
     # x runs fastest in the file, so the reversed view is the one in C order: reading a z slice reads one piece
-    array: ArrayLike = np.memmap(
-        path, np.dtype(header.get_data_dtype()), "r", int(image.dataobj.offset), tuple(reversed(shape))
-    )
+    array: ArrayLike = np.memmap(path, dtype, "r", offset, shape)
+    axes = "ctzyx"[-len(shape) :] if 3 <= len(shape) <= 5 else ""
+    if dtype.fields:
+        # colours: three or four bytes a voxel
+        array = np.asarray(array).view(np.uint8).reshape(*shape, len(dtype.fields))
+        axes = f"{axes}c"
     # nibabel takes the scaling out of the header as it loads
     slope, inter = float(image.dataobj.slope), float(image.dataobj.inter)
-    if (slope, inter) != (1.0, 0.0):
+    if (slope, inter) != (1.0, 0.0) and not dtype.fields:
         array = Scaled(array, slope, inter)
     unit = str(header.get_xyzt_units()[0])
-    zooms = [float(z) for z in header.get_zooms()[:3]]
-    voxel_size = _three(reversed(zooms)) if len(zooms) == 3 and all(zooms) else None
-    # NIfTI orders x y z t c
-    axes = "ctzyx"[-len(shape) :] if 3 <= len(shape) <= 5 else ""
     # the standard leaves an unknown unit to the reader, and every tool reads it as millimeter
-    return Opened(
-        array, axes, voxel_size, "mm" if unit == "unknown" else unit, affine=np.asarray(image.affine, np.float64)
-    )
+    unit = "mm" if unit == "unknown" else unit
+    affine: NDArray[np.float64] | None = np.asarray(image.affine, np.float64)
+    norms = np.linalg.norm(image.affine[:3, :3], axis=0)
+    if not (np.isfinite(image.affine).all() and norms.all()):
+        affine, norms = None, np.asarray(header.get_zooms()[:3], np.float64)
+    stated: dict[str, Stated] = {a: (float(f"{n:.7g}"), unit) for a, n in zip("xyz", norms.tolist(), strict=False)}
+    if affine is not None:
+        own, factor = parse_unit(unit)
+        affine = np.diag([factor * convert_length(own, "millimeter")] * 3 + [1.0]) @ affine
+    return Opened(array, axes, stated, affine=affine, nifti_header=header.copy())
 
 
 def _no_levels(request: Request) -> None:
@@ -553,21 +371,13 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _three(values: Iterable[Any]) -> tuple[float, float, float] | None:
-    sizes = [float(v) for v in values]
-    return (sizes[0], sizes[1], sizes[2]) if len(sizes) == 3 and all(map(math.isfinite, sizes)) else None
-
-
-def _attribute_size(attributes: Mapping[str, Any]) -> tuple[tuple[float, float, float] | None, str]:
-    """Return voxel size and unit from the attributes that others write beside an array."""
+def attribute_sizes(attributes: Mapping[str, Any], axes: str = "") -> dict[str, Stated]:
+    """Return the voxel size in the attributes that others write beside an array, in the order of its axes."""
+    order = "".join(a for a in axes if a in "zyx")
     for name, unit in (("element_size_um", "micrometer"), ("resolution", "nanometer")):
         if name in attributes:
-            values = np.atleast_1d(np.asarray(attributes[name], float)).ravel()
-            size = _three(values)
-            if size is not None and min(size) > 0:
-                return size, unit
-    return None, "pixel"
-
-
-def _zarr_children(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if any((p / m).exists() for m in ZARR_MARKS))
+            # element_size_um is in the order z, y, x whatever the array is
+            sizes = stated_sizes(attributes[name], unit, order if name == "resolution" and len(order) == 3 else "zyx")
+            if sizes:
+                return sizes
+    return {}

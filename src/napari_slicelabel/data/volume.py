@@ -3,18 +3,19 @@
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self, cast, get_args
+from typing import Any, Literal, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_slicelabel.data.boxes import AXES, Axis, Box, SliceRef
+from napari_slicelabel.data.units import check_voxel_size, parse_unit
 from napari_slicelabel.errors import InputError, SliceLabelError, StorageError
 
-Unit = Literal["nanometer", "micrometer", "millimeter", "pixel"]
-VoxelSize = tuple[float, float, float]
+Origin = Literal["file", "layer", "user", "default"]
+NanRule = Literal["background", "refuse"]
 
 SAMPLE_BYTES = 64 * 2**20
 """At most this much of a volume is read to learn its intensity range."""
@@ -25,59 +26,6 @@ _SLABS = 2
 _SLAB_BYTES = 128 * 2**20
 # percentiles sort in float64: this many values of a channel are plenty for them and cost 32 MB, not 512
 _SAMPLE_VALUES = 4 * 2**20
-
-# the two micro signs and the two A with a ring are different letters; ImageJ writes the first as an escape
-_SPELLINGS: tuple[tuple[Unit, float, str], ...] = (
-    ("nanometer", 1.0, "nanometer nanometers nanometre nm"),
-    ("nanometer", 0.1, "angstrom angstroms \u00c5 \u212b \u00e5"),
-    ("nanometer", 1e-3, "picometer pm"),
-    ("micrometer", 1.0, "micrometer micrometers micrometre micron microns um \u00b5m \u03bcm \\u00b5m"),
-    ("millimeter", 1.0, "millimeter millimeters millimetre mm"),
-    ("millimeter", 10.0, "centimeter cm"),
-    ("millimeter", 1000.0, "meter m"),
-    ("pixel", 1.0, "pixel pixels voxel px"),
-)
-_UNITS: dict[str, tuple[Unit, float]] = {
-    "": ("pixel", 1.0),
-    **{word: (unit, factor) for unit, factor, words in _SPELLINGS for word in words.split()},
-}
-_IN_MILLIMETERS: dict[Unit, float] = {"nanometer": 1e-6, "micrometer": 1e-3, "millimeter": 1.0, "pixel": 1.0}
-
-
-def parse_unit(text: str) -> tuple[Unit, float]:
-    """Return the unit that a name stands for, and the factor that brings a length to it.
-
-    Parameters
-    ----------
-    text : str
-        A name or a sign: nm, nanometer, um, micron, mm, angstrom, cm, pixel, ... in any case.
-
-    Returns
-    -------
-    tuple of str and float
-        One of the four units of a `Volume`, and what lengths are to be multiplied with (0.1 for angstrom).
-
-    Raises
-    ------
-    InputError
-        The name is not known.
-
-    Examples
-    --------
-    >>> parse_unit("um"), parse_unit("Angstrom")
-    (('micrometer', 1.0), ('nanometer', 0.1))
-    """
-    found = _UNITS.get(text.strip().lower())
-    if found is None:
-        raise InputError(f"unit {text!r}: expected one of {', '.join(get_args(Unit))}, or nm, um, mm")
-    return found
-
-
-def convert_length(unit: Unit, to: Unit) -> float:
-    """Return the factor that brings a length in `unit` to the unit `to`; 1 when either is the pixel."""
-    if "pixel" in (unit, to):
-        return 1.0
-    return _IN_MILLIMETERS[unit] / _IN_MILLIMETERS[to]
 
 
 class ArrayLike(Protocol):
@@ -140,7 +88,15 @@ class Volume:
     channel_names : sequence of str
         As the file names them; empty when it does not.
     affine : ndarray of shape (4, 4), float64, optional
-        Voxel (x, y, z) to millimeter, of a NIfTI file; kept so that labels exported for it lie on top of it.
+        Index (x, y, z) of a voxel to its place in millimeter, where the file states one (NIfTI, OME-Zarr).
+    nifti_header : nibabel header, optional
+        Of a NIfTI file: labels exported for it take over all of its frame, affine, unit and form codes alike.
+    origins : mapping, optional
+        Whose word each of "axes" and "voxel_size" is: "file", "layer", "user", or "default".
+    notes : sequence of str
+        Sentences for the user about what the file leaves open and how that is read.
+    nan : {"background", "refuse"}
+        Whether values that are not finite are read as the smallest finite value, or refused by `intensity`.
 
     Raises
     ------
@@ -169,6 +125,10 @@ class Volume:
         unit: str = "pixel",
         channel_names: Sequence[str] = (),
         affine: NDArray[np.float64] | None = None,
+        nifti_header: Any = None,
+        origins: Mapping[str, Origin] | None = None,
+        notes: Sequence[str] = (),
+        nan: NanRule = "background",
     ) -> None:
         what = source or name
         lengths = check_axes(array.shape, axes, what)
@@ -183,6 +143,11 @@ class Volume:
         self.voxel_size = check_voxel_size(voxel_size, factor)
         self.channel_names = tuple(channel_names)
         self.affine = affine
+        self.nifti_header = nifti_header
+        self.origins: Mapping[str, Origin] = origins or {"axes": "default", "voxel_size": "default"}
+        self.notes = tuple(notes)
+        self.nan = nan
+        self._floor: float | None = None
         self._intensity: Intensity | None = None
         self._slabs: OrderedDict[Box, NDArray[Any]] = OrderedDict()
         self._slab_lock = threading.Lock()
@@ -275,7 +240,32 @@ class Volume:
             The box is not 3D or reaches outside the volume.
         StorageError
             The file cannot be read there.
+
+        Notes
+        -----
+        Values that are not finite (NaN outside of the field of view) are replaced by the smallest finite value of the
+        sample that `intensity` takes, where `nan` is "background".
         """
+        block = self.read_stored(box)
+        if self.dtype.kind == "f" and self.nan == "background":
+            odd = ~np.isfinite(block)
+            if odd.any():
+                block[odd] = self._finite_floor()
+        return block
+
+    def _finite_floor(self) -> float:
+        """Return the smallest finite value of the sample. Measured once."""
+        if self._floor is None:
+            lows = [
+                float(values.min())
+                for box in sample_boxes(self)
+                if (values := (stored := self.read_stored(box))[np.isfinite(stored)]).size
+            ]
+            self._floor = min(lows, default=0.0)
+        return self._floor
+
+    def read_stored(self, box: Box) -> NDArray[Any]:
+        """Return the values in a box as the file holds them, NaN among them; otherwise as `read`."""
         if len(box.start) != 3 or not Box.whole(self.shape).contains(box) or min(box.start) < 0:
             raise InputError(f"box {box.start} to {box.stop}: volume {self.name!r} has shape {self.shape} (z, y, x)")
         where = dict(zip(AXES, box.slices, strict=True))
@@ -413,7 +403,8 @@ class Volume:
         Raises
         ------
         InputError
-            The sample has NaN or infinite values, or a single value everywhere.
+            The sample has a single value everywhere, or no finite value; or one that is not finite, where `nan` is
+            "refuse".
         StorageError
             The file cannot be read.
 
@@ -480,20 +471,11 @@ def check_axes(shape: Sequence[int], axes: str, what: str) -> dict[str, int]:
     lengths = dict(zip(axes, shape, strict=True))
     if lengths.get("t", 1) != 1:
         raise InputError(
-            f"{what}: {lengths['t']} time points; expected one. Extract one time point,"
-            f" or give the axes if these are slices, such as axes={axes.replace('z', '').replace('t', 'z')!r}"
+            f"{what}: {lengths['t']} time points ({axes}, shape {shape}); expected one, so extract one first"
         )
     if 0 in shape:
         raise InputError(f"{what}: shape {shape} holds no voxels")
     return lengths
-
-
-def check_voxel_size(voxel_size: Sequence[float], factor: float = 1.0) -> VoxelSize:
-    """Return three positive lengths, each multiplied with `factor`; InputError for anything else."""
-    sizes = tuple(float(s) for s in voxel_size)
-    if len(sizes) != 3 or not all(math.isfinite(s) and s > 0 for s in sizes):
-        raise InputError(f"voxel size {sizes}: expected three positive numbers, for z, y and x")
-    return sizes[0] * factor, sizes[1] * factor, sizes[2] * factor
 
 
 def _moved(thin: Box, number: int, start: int, stop: int) -> Box:
@@ -559,10 +541,15 @@ def _measure(volume: Volume) -> Intensity:
             if not (math.isfinite(low) and math.isfinite(high)):
                 raise InputError(
                     f"{volume.source or volume.name}: NaN or infinite values between voxels {box.start} and {box.stop};"
-                    " replace them (numpy.nan_to_num) and open the image again"
+                    " open it with nan='background' (--nan background), which reads them as background, or replace them"
                 )
             extremes[channel] = (min(low, extremes[channel][0]), max(high, extremes[channel][1]))
             parts[channel].append(block.reshape(-1)[::step].copy())
+    if volume.dtype.kind == "f" and all(not np.isfinite(volume.read_stored(box)).any() for box in boxes):
+        raise InputError(
+            f"{volume.source or volume.name}: every sampled voxel is NaN or infinite; expected an image."
+            " Is it the right file, dataset or channel?"
+        )
     if all(low == high for low, high in extremes):
         raise InputError(
             f"{volume.source or volume.name}: every sampled voxel has the value {extremes[0][0]:g};"

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from napari_slicelabel.data.boxes import Box, SliceRef
 from napari_slicelabel.data.classes import LabelClass
 from napari_slicelabel.data.ngff import VERSION, create_label_image, multiscales
-from napari_slicelabel.data.volume import ArrayLike3D, Unit, Volume, VoxelSize, convert_length
+from napari_slicelabel.data.units import Unit, VoxelSize, convert_length
+from napari_slicelabel.data.volume import ArrayLike3D, Volume
 from napari_slicelabel.errors import InputError
 
 # blocks that viewers read well: a plane of 1024 x 1024 is a few of them
@@ -173,10 +174,11 @@ def write_nifti(job: Job) -> None:
 
     Notes
     -----
-    With an image that came from NIfTI its affine is kept, so that the labels lie on the image in every viewer.
+    With an image that came from NIfTI its whole frame is kept (both forms, their codes, the unit), so that the labels
+    lie on the image in every viewer.
     """
-    affine = job.image.affine if job.image is not None else None
-    write_nifti_stream(job.path, job.planes(), job.shape, job.dtype, job.voxel_size, job.unit, affine)
+    header = job.image.nifti_header if job.image is not None else None
+    write_nifti_stream(job.path, job.planes(), job.shape, job.dtype, job.voxel_size, job.unit, header)
 
 
 def write_nifti_stream(
@@ -186,7 +188,7 @@ def write_nifti_stream(
     dtype: np.dtype[Any],
     voxel_size: VoxelSize,
     unit: Unit,
-    affine: NDArray[np.float64] | None = None,
+    frame: Any = None,
 ) -> None:
     """Write planes (y, x), z by z, as a NIfTI-1 file.
 
@@ -204,8 +206,8 @@ def write_nifti_stream(
         Along z, y, x, in `unit`.
     unit : str
         A pixel counts as a millimeter.
-    affine : ndarray of shape (4, 4), float64, optional
-        Voxel (x, y, z) to millimeter. By default the voxel size alone.
+    frame : nibabel header, optional
+        Of the image: its forms, their codes and its unit are taken over. By default the voxel size in millimeter.
 
     Raises
     ------
@@ -218,14 +220,9 @@ def write_nifti_stream(
 
     if max(shape) > 32767:
         raise InputError(f"shape {shape}: NIfTI holds at most 32767 voxels along an axis; export to .ome.zarr or .h5")
-    sizes = [s * convert_length(unit, "millimeter") for s in reversed(voxel_size)]
-    header: Any = nibabel.Nifti1Header()
+    header: Any = _framed(nibabel.Nifti1Header(), voxel_size, unit, frame)
     header.set_data_dtype(dtype)
-    header.set_data_shape(tuple(reversed(shape)))
-    header.set_zooms(sizes)
-    header.set_xyzt_units("mm")
-    header.set_sform(np.diag([*sizes, 1.0]) if affine is None else affine, code="scanner")
-    header.set_qform(np.diag([*sizes, 1.0]) if affine is None else affine, code="scanner", strip_shears=True)
+    header["dim"] = [3, *reversed(shape), 1, 1, 1, 1]
     header.set_slope_inter(1, 0)
     header["vox_offset"] = 352
     stream: IO[bytes] | gzip.GzipFile
@@ -240,6 +237,23 @@ def write_nifti_stream(
             stream.write(np.ascontiguousarray(plane, dtype=dtype).data)
         if stream is not raw:
             stream.close()
+
+
+def _framed(header: Any, voxel_size: VoxelSize, unit: Unit, frame: Any) -> Any:
+    """Return the header with its place in space: that of the image, bit by bit, or the voxel size alone."""
+    if frame is not None:
+        for name in ("pixdim", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"):
+            header[name] = frame[name]
+        for name in ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"):
+            header[name] = frame[name]
+        return header
+    sizes = [s * convert_length(unit, "millimeter") for s in reversed(voxel_size)]
+    header.set_data_shape((1, 1, 1))
+    header.set_zooms(sizes)
+    header.set_xyzt_units("mm")
+    header.set_sform(np.diag([*sizes, 1.0]), code="scanner")
+    header.set_qform(np.diag([*sizes, 1.0]), code="scanner", strip_shears=True)
+    return header
 
 
 def volume_planes(volume: Volume, channel: int) -> Iterator[NDArray[Any]]:

@@ -23,7 +23,7 @@ from napari_slicelabel.data.downloads import (
 from napari_slicelabel.data.formats import open_labels, open_volume, write_labels
 from napari_slicelabel.data.project import SUFFIX, Project
 from napari_slicelabel.data.samples import Sample, mni152, synthetic_em
-from napari_slicelabel.data.volume import parse_unit
+from napari_slicelabel.data.units import parse_unit
 from napari_slicelabel.errors import InputError, MissingFileError, SliceLabelError
 from napari_slicelabel.gui.layers import KEY, label_colors, volume_placement
 from napari_slicelabel.gui.opening import WorkflowDock, bring_to_front, docked

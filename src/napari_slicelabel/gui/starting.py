@@ -12,7 +12,8 @@ from napari_slicelabel.data.copies import same_voxels
 from napari_slicelabel.data.files import storage_errors
 from napari_slicelabel.data.formats import open_volume, stated_axes
 from napari_slicelabel.data.project import SUFFIX, Project
-from napari_slicelabel.data.volume import Volume, parse_unit
+from napari_slicelabel.data.units import parse_unit
+from napari_slicelabel.data.volume import Volume
 from napari_slicelabel.errors import InputError, SliceLabelError
 from napari_slicelabel.gui.layers import KEY, voxel_edges
 
