@@ -4,6 +4,7 @@ Engine and data are imported inside the commands, so that ``--help`` answers wit
 """
 
 # No `from __future__ import annotations`: cyclopts reads the annotations when a command is registered.
+import logging
 import signal
 import sys
 import traceback
@@ -66,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     tokens = list(sys.argv[1:] if argv is None else argv)
     before = _on_terminate(_interrupt)
+    log, words = logging.getLogger("napari_slicelabel"), _Words()
+    log.addHandler(words)
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, SliceLabelError) as error:
@@ -84,8 +87,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"slicelabel: {_unforeseen(error)}")
         return EXIT_BAD_INPUT
     finally:
+        log.removeHandler(words)
         _on_terminate(before)
     return EXIT_DONE
+
+
+class _Words(logging.Handler):
+    """Says what the package warns of."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line to stderr."""
+        say(f"slicelabel: {' '.join(record.getMessage().split())}")
 
 
 @app.command(group=_LOOP, sort_key=1)

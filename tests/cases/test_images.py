@@ -149,6 +149,11 @@ ROWS = (
     Row("big endian", sp.tif(IMAGE.astype(np.int16) - 999, byteorder=">"), voxels=IMAGE.astype(np.int16) - 999),
     Row("colours in planes", sp.tif(RGB.transpose(0, 3, 1, 2), photometric="rgb", planarconfig="separate"), channels=3),
     Row(
+        "three sections stored as colours",
+        sp.tif(IMAGE[:3], photometric="rgb", planarconfig="separate"),
+        voxels=IMAGE[:3],
+    ),
+    Row(
         "three sections stored as colours, with --axes",
         sp.tif(IMAGE[:3], photometric="rgb", planarconfig="separate"),
         voxels=IMAGE[:3],
@@ -267,7 +272,6 @@ def assert_size(size: list[float], unit: str, expected: tuple[float | None, floa
 REFUSALS: tuple[tuple[str, sp.Maker, str], ...] = (
     ("one of the files of an OME-TIFF is lost", lambda folder: sp.ome_files(folder, lost=5), "z05|missing|not there"),
     ("a copy that broke off", sp.broken_copy, "truncat|incomplete|broke|ends|cut off|too short|missing|promise"),
-    ("three sections stored as colours", sp.tif(IMAGE[:3], photometric="rgb", planarconfig="separate"), "--axes"),
     ("a plate", sp.plate, r"\bA\b.*\bB\b"),
     ("two time points", sp.nifti(np.stack([IMAGE.T] * 2, -1), "two.nii"), "time|4 axes|4D|four"),
 )
