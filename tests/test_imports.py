@@ -25,7 +25,7 @@ INSIDE = {
     "cli": {"errors", "data", "engine", "cli", "_version"},
     "root": {"data", "engine", "_version"},
 }
-DATA = {"numpy", "zarr", "dask", "pydantic", "yaozarrs", "tifffile", "nibabel", "mrcfile", "h5py"}
+DATA = {"numpy", "zarr", "dask", "pydantic", "yaozarrs", "tifffile", "nibabel", "mrcfile", "h5py", "hdf5plugin", "PIL"}
 ENGINE = DATA | {"torch", "segmentation_models_pytorch", "monai", "scipy", "skimage", "safetensors", "threadpoolctl"}
 OUTSIDE = {
     "errors": set(),
