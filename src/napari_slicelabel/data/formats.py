@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from napari_slicelabel.data import readers, writers
 from napari_slicelabel.data.classes import PAINTED_BACKGROUND, LabelClass
 from napari_slicelabel.data.files import replacing, storage_errors, sweep
-from napari_slicelabel.data.reader_sections import SECTION_SUFFIXES, read_sections, section_files
+from napari_slicelabel.data.reader_sections import SECTION_SUFFIXES, read_section, read_sections, section_files
 from napari_slicelabel.data.reader_tiff import read_tiff
 from napari_slicelabel.data.reader_zarr import ZARR_MARKS, read_zarr
-from napari_slicelabel.data.readers import Integral, Opened, Reader, Request
+from napari_slicelabel.data.readers import Integral, OneSection, Opened, Reader, Request
 from napari_slicelabel.data.units import check_voxel_size, parse_unit, resolve_grid
 from napari_slicelabel.data.volume import ArrayLike3D, NanRule, Volume, check_axes, sample_boxes
 from napari_slicelabel.data.writers import Job, Writer
@@ -149,7 +149,8 @@ def open_labels(source: str | Path, *, axes: str | None = None) -> Volume:
     Returns
     -------
     Volume
-        One channel, of an integer dtype.
+        One channel, of an integer dtype; three or four where the file holds colours. A single section has shape
+        (1, h, w).
 
     Raises
     ------
@@ -162,9 +163,13 @@ def open_labels(source: str | Path, *, axes: str | None = None) -> Volume:
     request = _request(source, level=0, labels=True, axes=axes)
     opened = _open(request)
     axes = axes or opened.axes or _axes_of_labels(opened.array.shape)
+    if axes and "z" not in axes.lower() and len(axes) == len(opened.array.shape):
+        opened, axes = replace(opened, array=OneSection(opened.array)), f"z{axes}"
     volume = _volume(request, opened, axes=axes, voxel_size=None, unit=None, name=None)
-    if volume.channels != 1:
-        raise InputError(f"{volume.source}: {volume.channels} channels; expected labels, one value per voxel")
+    if volume.channels != 1 and not (volume.channels in (3, 4) and volume.dtype == np.uint8):
+        raise InputError(
+            f"{volume.source}: {volume.channels} channels; expected labels, one value per voxel, or colours (RGB)"
+        )
     if volume.dtype.kind == "f":
         whole = replace(opened, array=Integral(opened.array, volume.source))
         volume = _volume(request, whole, axes=axes, voxel_size=None, unit=None, name=None)
@@ -176,7 +181,7 @@ def open_labels(source: str | Path, *, axes: str | None = None) -> Volume:
 
 def _axes_of_labels(shape: tuple[int, ...]) -> str | None:
     """Return the axes of labels with axes of length 1 in front or behind; None where that does not tell."""
-    for axes in ("czyx", "zyxc", "tczyx"):
+    for axes in ("yx", "czyx", "zyxc", "tczyx"):
         if len(shape) == len(axes) and all(n == 1 for n, a in zip(shape, axes, strict=True) if a in "tc"):
             return axes
     return None
@@ -426,7 +431,7 @@ def _check_is_there(path: Path) -> None:
         raise InputError(f"{path} is a pipe or a device; give a file or a folder")
 
 
-def _reader(path: Path) -> Reader:
+def _reader(path: Path, *, labels: bool = False) -> Reader:
     suffix = suffix_of(path, list(READERS))
     inside_zarr = any(p.name.lower().endswith(".zarr") for p in path.parents)
     if path.is_dir() and (inside_zarr or any((path / m).exists() for m in ZARR_MARKS)):
@@ -438,6 +443,8 @@ def _reader(path: Path) -> Reader:
             f"{path} is a folder without pictures; expected a .zarr, or one picture for each section:"
             f" {', '.join(SECTION_SUFFIXES)}"
         )
+    if suffix is None and labels and path.suffix.lower() in SECTION_SUFFIXES:
+        return read_section
     if suffix is None:
         raise InputError(f"{path} is an unknown kind of file; {_advice(path)}")
     return READERS[suffix]
@@ -461,7 +468,7 @@ def _advice(path: Path) -> str:
 
 def _open(request: Request) -> Opened:
     """Open with the reader of the suffix; whatever its library raises on a bad file becomes one clear line."""
-    reader = _reader(request.path)
+    reader = _reader(request.path, labels=request.labels)
     try:
         return reader(request)
     except SliceLabelError:

@@ -49,6 +49,12 @@ def read_sections(request: Request) -> Opened:
     return Opened(SectionStack(files, shape, dtype), "zyx" if len(shape) == 2 else "zyxc", notes=_gaps(files))
 
 
+def read_section(request: Request) -> Opened:
+    """Open one picture, for labels of one section."""
+    picture = read_picture(request.path)
+    return Opened(picture, "yx" if picture.ndim == 2 else "yxc")
+
+
 class SectionStack:
     """Pictures of one size as an array (z, y, x) or (z, y, x, c), read when they are asked for.
 

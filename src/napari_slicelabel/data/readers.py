@@ -142,6 +142,29 @@ class Integral:
         return np.round(values).astype(np.int32)
 
 
+class OneSection:
+    """A single section as an array with one more axis in front, of length 1.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of the section, behind a 1.
+    dtype : numpy.dtype
+        The same.
+    """
+
+    def __init__(self, array: ArrayLike) -> None:
+        self._array = array
+        self.shape = (1, *array.shape)
+        self.dtype = np.dtype(array.dtype)
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        """Return the part that a tuple of ints and slices names."""
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        section = np.asarray(self._array[tuple(rest)])
+        return section if isinstance(first, int) else section[None][first]
+
+
 def read_npy(request: Request) -> Opened:
     """Open a ``.npy`` file by memory-mapping it."""
     _no_levels(request)

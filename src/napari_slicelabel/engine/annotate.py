@@ -1,20 +1,18 @@
 """Take slices of an existing label volume over as human annotation."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_slicelabel.data.boxes import SliceRef
-from napari_slicelabel.data.classes import MAX_CLASS, NOT_PAINTED, PAINTED_BACKGROUND, LabelClass, default_color
+from napari_slicelabel.data.classes import NOT_PAINTED, PAINTED_BACKGROUND, LabelClass, default_color
 from napari_slicelabel.data.project import Project
 from napari_slicelabel.data.volume import Volume
 from napari_slicelabel.engine.events import Event, Progress
+from napari_slicelabel.engine.label_values import LabelValues, colour_codes
 from napari_slicelabel.engine.placing import on_image
 from napari_slicelabel.errors import InputError
-
-_MASK = 255
 
 
 def copy_slices(
@@ -35,8 +33,9 @@ def copy_slices(
     volume : str
         Name of the volume that is annotated.
     labels : Volume
-        Labels of the same shape: 0 = background, 1 to 254 = class. 255 is the class of a mask that holds nothing else
-        but 0; beside classes 255 and -1 stand for unknown.
+        Labels of the same shape, or one section, shape (1, h, w), for the one slice that is named: 0 = background,
+        1 to 254 = class. 255 is the class of a mask that holds nothing else but 0; beside classes 255 and -1 stand for
+        unknown. Three or four channels are colours, one for each class.
     refs : sequence of SliceRef
         Which slices.
     force : bool
@@ -57,68 +56,42 @@ def copy_slices(
     StorageError
         The project cannot be written.
     """
-    labels = on_image(labels, project.volume(volume))
     if not refs:
         raise InputError("no slice was chosen; name at least one")
-    found: set[int] = set()
+    image = project.volume(volume)
     for ref in refs:
-        found.update(np.unique(_read(labels, ref)).tolist())
-    meaning = _Meaning.of(found, labels.name, project)
+        ref.box(image.shape)
+    is_section = labels.shape[0] == 1 and labels.shape != image.shape
+    if is_section:
+        _check_section(labels, image, refs)
+    elif labels.channels == 1 or labels.shape != image.shape:
+        labels = on_image(labels, image)
+
+    def read(ref: SliceRef) -> NDArray[np.integer]:
+        picture: NDArray[np.integer] = labels.read_slice(SliceRef("z", 0) if is_section else ref)[:, 0]
+        return colour_codes(picture) if labels.channels > 1 else picture[0]
+
+    values: set[int] = set()
+    for ref in refs:
+        values.update(np.unique(read(ref)).tolist())
+    explain = LabelValues.of_colours if labels.channels > 1 else LabelValues.of
+    meaning = explain(values, labels.name, project.classes, add=add_classes)
     for done, ref in enumerate(refs, start=1):
         if not force:
-            _refuse_conflict(project, volume, ref, *meaning.apply(_read(labels, ref)))
+            _refuse_conflict(project, volume, ref, *meaning.apply(read(ref)))
         yield Progress("check", done, len(refs), str(ref))
+    if meaning.added:
+        project.set_classes([*project.classes, *meaning.added])
+        add_classes = True
     _ensure_classes(project, meaning.classes, add=add_classes)
     for done, ref in enumerate(refs, start=1):
-        plane, known = meaning.apply(_read(labels, ref))
+        plane, known = meaning.apply(read(ref))
         if not known.all():
             # not complete then: there background is what was painted so
             plane = np.where(plane == NOT_PAINTED, PAINTED_BACKGROUND, plane)
             plane[~known] = NOT_PAINTED
         project.annotation(volume).write_slice(ref, plane.astype(np.uint8), complete=bool(known.all()))
         yield Progress("annotate", done, len(refs), str(ref))
-
-
-@dataclass(frozen=True)
-class _Meaning:
-    """What the values of label files stand for.
-
-    Attributes
-    ----------
-    classes : frozenset of int
-        The classes that occur.
-    mask : int
-        The class that 255 stands for in a mask of 0 and 255; 0 in other files.
-    unknown : tuple of int
-        Values of voxels that nobody has labelled.
-    """
-
-    classes: frozenset[int]
-    mask: int = 0
-    unknown: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, values: set[int], name: str, project: Project) -> "_Meaning":
-        """Return the meaning of all values that occur; InputError for instances."""
-        if values <= {0, _MASK} and _MASK in values:
-            ids = [label_class.id for label_class in project.classes]
-            mask = ids[0] if len(ids) == 1 else 1
-            return cls(frozenset({mask}), mask=mask)
-        unknown = tuple(sorted(values & {-1, _MASK}))
-        classes = values - {NOT_PAINTED, *unknown}
-        if classes and (min(classes) < 0 or max(classes) > MAX_CLASS):
-            raise InputError(
-                f"labels {name} hold values from {min(values)} to {max(values)}; classes are 1 to {MAX_CLASS} and "
-                "background is 0, so turn instances into classes first"
-            )
-        return cls(frozenset(classes), unknown=unknown)
-
-    def apply(self, plane: NDArray[np.integer]) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
-        """Return the classes of a plane, and where they are known."""
-        known = ~np.isin(plane, self.unknown)
-        if self.mask:
-            plane = np.where(plane == _MASK, self.mask, plane)
-        return np.where(known, plane, NOT_PAINTED), known
 
 
 def _refuse_conflict(
@@ -138,9 +111,17 @@ def _refuse_conflict(
         )
 
 
-def _read(labels: Volume, ref: SliceRef) -> NDArray[np.integer]:
-    plane: NDArray[np.integer] = labels.read_slice(ref)[0, 0]
-    return plane
+def _check_section(labels: Volume, image: Volume, refs: Sequence[SliceRef]) -> None:
+    """Refuse a single section for several slices, or one of another size."""
+    if len(refs) > 1:
+        raise InputError(
+            f"labels {labels.name} are one section, but {len(refs)} slices are named; name the one it is of"
+        )
+    if labels.shape[1:] != image.plane_shape(refs[0].axis):
+        raise InputError(
+            f"labels {labels.name} are a section of {labels.shape[1:]}, but slice {refs[0]} of volume {image.name} has"
+            f" {image.plane_shape(refs[0].axis)}; give a section of the same size"
+        )
 
 
 def _ensure_classes(project: Project, values: frozenset[int], *, add: bool) -> None:

@@ -14,6 +14,7 @@ from napari_slicelabel.data.formats import open_labels
 from napari_slicelabel.data.volume import Volume
 from napari_slicelabel.engine.context import refuse_lost, run_store
 from napari_slicelabel.engine.events import SliceDone
+from napari_slicelabel.engine.label_values import LabelValues
 from napari_slicelabel.engine.metrics import (
     MOST_VOXELS,
     Calibration,
@@ -81,6 +82,7 @@ def evaluate(
 
     Notes
     -----
+    Voxels that the truth calls unknown (255 or -1 beside classes) do not count. A truth of 0 and 255 is a mask.
     Slices that a human painted or completed before the run ended do not count, nor do single voxels that one settled in
     other slices. Slices that the run did not write count as the background that is on disk; ``not_predicted`` says how
     many. A class that is in neither prediction nor truth does not count; one in only one of them has Dice 0 and no
@@ -88,7 +90,7 @@ def evaluate(
     are left out, with a note, where a class's bounding box exceeds `metrics.MOST_VOXELS`.
     """
     subject = _subject(project, truth, run_id or newest_finished(project), volume)
-    if set(subject.values) - {0, *subject.classes}:
+    if subject.has_instances:
         return _report_instances(subject, _membrane(subject))
     return _report_classes(subject, _count(subject))
 
@@ -114,10 +116,30 @@ class _Subject:
         return tuple(sorted(found))
 
     @cached_property
+    def meaning(self) -> LabelValues:
+        """Classes and unknown among the values of the truth; where it numbers instances all values stay."""
+        declared = self.project.classes
+        try:
+            meaning = LabelValues.of(set(self.values), self.truth.name, declared)
+        except InputError:
+            return LabelValues(frozenset(self.values) - {0})
+        return LabelValues(frozenset(self.values) - {0}) if meaning.added else meaning
+
+    @property
+    def has_instances(self) -> bool:
+        """Whether the truth holds values that are no class."""
+        return bool(self.meaning.classes - set(self.classes))
+
+    def true_classes(self, index: int) -> "tuple[NDArray[np.uint8], NDArray[np.bool_]]":
+        """Return the classes of a slice of the truth, and where they are known."""
+        classes, known = self.meaning.apply(self.true_slice(index))
+        return classes.astype(np.uint8), known
+
+    @cached_property
     def classes(self) -> dict[int, str]:
         """Names of the classes by label value: the project's, or the truth's own values when it declares none."""
         declared = {label_class.id: label_class.name for label_class in self.project.classes}
-        return declared or {value: f"class {value}" for value in self.values if 0 < value <= MAX_CLASS}
+        return declared or {value: f"class {value}" for value in sorted(self.meaning.classes) if 0 < value <= MAX_CLASS}
 
     @property
     def annotated(self) -> tuple[int, ...]:
@@ -217,11 +239,11 @@ def _count(subject: _Subject) -> _Tally:
     human = set(subject.annotated)
     annotation = subject.project.annotation(subject.volume)
     for index in subject.span:
-        truth = subject.true_slice(index).astype(np.uint8)
-        prediction = subject.prediction.read(index)
+        truth, given = subject.true_classes(index)
+        prediction = np.where(given, subject.prediction.read(index), 0)
         _grow_bounds(tally.bounds, subject, index, prediction, truth)
         if index not in human:
-            free = ~annotation.supervision(subject.ref(index)).known
+            free = given & ~annotation.supervision(subject.ref(index)).known
             sure = subject.confidence.read(index)
             _count_slice(tally, subject, index, (prediction[free], truth[free], sure[free]))
     return tally
@@ -322,9 +344,10 @@ def _surface(subject: _Subject, value: int, box: Box | None) -> SurfaceDistances
         return SurfaceDistances(None, None, f"left out: its bounding box has {box.size} voxels, above {MOST_VOXELS}")
     number = AXES.index(subject.record.axis)
     counted = np.isin(np.arange(box.start[number], box.stop[number]), subject.scored)
+    truth, given = subject.meaning.apply(subject.truth.read(box)[0])
     return surface_distances(
-        subject.prediction.read_box(box) == value,
-        subject.truth.read(box)[0] == value,
+        (subject.prediction.read_box(box) == value) & given,
+        truth == value,
         subject.project.volume(subject.volume).voxel_size,
         counted=counted.reshape([-1 if axis == number else 1 for axis in range(3)]),
     )
