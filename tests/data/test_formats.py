@@ -163,8 +163,10 @@ def test_rgb_tiff_has_channels(tmp_path: Path) -> None:
     rgb = RNG.integers(0, 255, (7, 20, 30, 3)).astype(np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", rgb, photometric="rgb")
     np.testing.assert_array_equal(whole(open_volume(tmp_path / "a.tif")), np.moveaxis(rgb, -1, 0))
-    with pytest.raises(InputError, match="3 channels; expected labels"):
-        open_labels(tmp_path / "a.tif")
+    assert open_labels(tmp_path / "a.tif").channels == 3
+    np.save(tmp_path / "two.npy", rgb[..., :2])
+    with pytest.raises(InputError, match="2 channels; expected labels"):
+        open_labels(tmp_path / "two.npy", axes="zyxc")
 
 
 def test_hdf5(tmp_path: Path) -> None:

@@ -342,3 +342,17 @@ def test_another_image_of_the_same_shape_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "image.npy", values[::-1])
     with pytest.raises(InputError, match="has other values than the one"):
         Project.open(project.path).volume("image")
+
+
+def test_a_volume_that_is_removed_keeps_its_paint(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        np.save(tmp_path / f"{name}.npy", np.arange(60, dtype=np.uint8).reshape(3, 4, 5))
+    project = Project.create(tmp_path / "p.slicelabel", [tmp_path / "a.npy", tmp_path / "b.npy"], classes=["x"])
+    project.annotation("b").write_slice(SliceRef("z", 1), np.ones((4, 5), np.uint8))
+    project.remove_volume("b")
+    assert Project.open(project.path).names == ("a",)
+    assert project.add_volume(tmp_path / "b.npy").name == "b_2"
+    project.remove_volume("b_2")
+    with pytest.raises(InputError, match="only one"):
+        project.remove_volume("a")
+    assert (project.path / "annotation" / "b.json").exists()

@@ -240,6 +240,10 @@ def test_a_second_volume_is_added_and_the_first_comes_back(bench: Bench, stack: 
     run_to_end(bench)
     assert bench.session.worker.state.phase == "finished", bench.session.worker.state.error
     assert bench.session.worker.state.written == 32
+    bench.click(panel.remove)
+    bench.wait(lambda: bench.workspace.session is not None and bench.session.volume == "stack")
+    assert bench.session.project.names == ("stack",)
+    assert np.array_equal(bench.session.store.read_plane(SliceRef("z", 3)), first)
 
 
 def test_numbers_can_be_read_in_the_forms_of_all_methods(bench: Bench, stack: Sample) -> None:

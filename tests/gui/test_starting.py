@@ -14,8 +14,15 @@ try:
 except ImportError:
     from napari.layers.base._source import layer_source
 
+from napari_slicelabel.data.project import Project
 from napari_slicelabel.errors import InputError
-from napari_slicelabel.gui.starting import ImageFacts, OtherImageError, possible_axes, start_project
+from napari_slicelabel.gui.starting import (
+    ImageFacts,
+    OtherImageError,
+    add_to_project,
+    possible_axes,
+    start_project,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,3 +74,14 @@ def test_axes_are_those_of_layer_or_file_else_they_are_asked_for(tmp_path: Path)
     with pytest.raises(InputError, match="time points"):
         start_project(_facts(stack, axis_labels=("t", "z", "y", "x")), tmp_path / "p.slicelabel")
     assert not (tmp_path / "p.slicelabel").exists()
+
+
+def test_a_volume_without_values_is_refused_before_it_is_added(file: Path) -> None:
+    project, _ = start_project(_facts(STACK, file), file.with_name("p.slicelabel"))
+    with pytest.raises(InputError, match="NaN"):
+        add_to_project(project, _facts(np.full((5, 20, 24), np.nan, np.float32)))
+    border = STACK.astype(np.float32)
+    border[:, :2] = np.nan
+    name = add_to_project(project, _facts(border))
+    assert Project.open(project.path).names == ("stack", name)
+    assert np.isfinite(np.asarray(project.volume(name).as_dask())).all()

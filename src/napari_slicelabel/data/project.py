@@ -191,6 +191,7 @@ class Project:
         for number, source in enumerate(sources):
             name, taken = names[number] if names else None, [r.name for r in records]
             if isinstance(source, Volume):
+                source.intensity()
                 record = _copied_record(source, folder, name, taken)
                 copied[record.name] = source
             else:
@@ -418,8 +419,33 @@ class Project:
             self._volumes[record.name] = volume
         return volume
 
+    def remove_volume(self, name: str) -> None:
+        """Take a volume out of the project and save. Nothing is deleted: image, paint and runs stay where they are.
+
+        Parameters
+        ----------
+        name : str
+            One of `names`. An image that is added later under this name gets another one, so that paint is not mixed.
+
+        Raises
+        ------
+        InputError
+            Unknown name, or the only volume.
+        StorageError
+            Disk full, read-only folder.
+        """
+        with self._changing():
+            self.record(name)
+            if len(self.names) == 1:
+                raise InputError(f"volume {name!r} is the only one of this project; close the project instead")
+            self._replace(volumes=tuple(v for v in self._file.volumes if v.name != name))
+        with self._lock:
+            self._volumes.pop(name, None)
+            self._annotations.pop(name, None)
+
     def _add_copy(self, volume: Volume, name: str | None) -> Volume:
         """Copy a volume into the project, and add the copy."""
+        volume.intensity()
         record = _copied_record(volume, self.path, name, (*self.names, *self._painted_before()))
         file = self.path / _IMAGES / f"{record.name}.npy"
         make_folder(file.parent)

@@ -414,6 +414,10 @@ class Volume:
         """
         if self._intensity is None:
             self._intensity = _measure(self)
+            if self._floor is not None:
+                self.notes += (
+                    f"{self.name} holds NaN or infinite values; they are read as background ({self._floor:g})",
+                )
         return self._intensity
 
 

@@ -273,6 +273,25 @@ class Workspace(QObject):
         self._set_busy("Adding the image ...")
         self._tasks.start(work, done)
 
+    def remove_volume(self, name: str) -> None:
+        """Take a volume out of the project, and go on with the first of those that stay; nothing is deleted."""
+        session = self.session
+        if session is None or not self._may_leave():
+            return
+        project = session.project
+        try:
+            project.remove_volume(name)
+        except SliceLabelError as error:
+            self.said.emit(str(error), True)
+            return
+        if name != session.volume:
+            self.changed.emit()
+            return
+        session.put_image_away()
+        self.end_session()
+        self.open_project(project.path, project.names[0], self._image_of(project.path, project.names[0]))
+        self.said.emit(f"{name} is no longer in the project; its image and what was painted in it are kept.", False)
+
     def _image_of(self, path: Path, name: str) -> Any:
         """Return the layer that shows a volume; None if there is none."""
         for layer in self.images().values():
@@ -302,6 +321,8 @@ class Workspace(QObject):
         self.session.changed.connect(self.changed)
         self.session.said.connect(self.said)
         recent.remember(project.path)
+        for note in project.volume(volume).notes:
+            self.said.emit(note, False)
         self.session_changed.emit()
         self.changed.emit()
 

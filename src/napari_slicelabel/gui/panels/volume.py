@@ -135,6 +135,14 @@ class VolumePanel(Panel):
         self.add = button(
             "Add to the project", "Label this image too: one network learns from all volumes.", self._add_volume
         )
+        self.remove = button(
+            "Remove", "Take this volume out of the project; its image and paint are kept.", self._remove_volume
+        )
+        self._choosing = QWidget()
+        row = QHBoxLayout(self._choosing)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.addWidget(self.volumes, 1)
+        row.addWidget(self.remove)
         for box_of_names in (self.volumes, self.others):
             box_of_names.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self._adding = QWidget()
@@ -153,7 +161,15 @@ class VolumePanel(Panel):
         self.table.class_removed.connect(self._remove_class)
         self.table.class_renamed.connect(lambda value, name: self._change_class(value, name=name))
         self.table.class_recolored.connect(lambda value, color: self._change_class(value, color=color))
-        for item in (self.volumes, self.facts, self._adding, self.saved, self.not_saved, self.show_labels, self.table):
+        for item in (
+            self._choosing,
+            self.facts,
+            self._adding,
+            self.saved,
+            self.not_saved,
+            self.show_labels,
+            self.table,
+        ):
             column.addWidget(item)
         return box
 
@@ -198,13 +214,18 @@ class VolumePanel(Panel):
         self.volumes.clear()
         self.volumes.addItems(list(project.volumes))
         self.volumes.setCurrentText(project.volume)
-        self.volumes.setVisible(len(project.volumes) > 1)
-        self.volumes.setEnabled(not busy)
+        for widget in (self._choosing, self.volumes):
+            widget.setVisible(len(project.volumes) > 1)
+        self._choosing.setEnabled(not busy)
 
     def _add_volume(self) -> None:
         layer = self.workspace.images().get(self.others.currentText())
         if layer is not None:
             self.workspace.add_volume(layer)
+
+    def _remove_volume(self) -> None:
+        if self.session is not None:
+            self.workspace.remove_volume(self.session.volume)
 
     def _show_images(self, names: tuple[str, ...]) -> None:
         chosen = self.images.currentText()
