@@ -350,7 +350,7 @@ def run(
     device
         Where networks run [default: auto].
     seed
-        Same seed and same device: same labels [default: 0].
+        Same seed, device and number of threads: same labels [default: 0].
     resume
         Go on with this run, with its own method and parameters.
     """

@@ -196,3 +196,12 @@ def test_an_array_in_memory_is_refused(make_model: Callable[..., Path], tmp_path
     volume = Volume.from_array(np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
     with pytest.raises(InputError, match="is in no file"):
         list(apply(make_model(2), volume, tmp_path / "out.tif", scheduler="local:2"))
+
+
+def test_a_cluster_of_this_machine_lets_nobody_else_in() -> None:
+    with cluster_module.connected("local:1") as client:
+        address = client.scheduler.address
+        assert address.startswith("tls://127.0.0.1:")
+        assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+        with pytest.raises((OSError, TypeError, RuntimeError)):
+            distributed.Client(address, timeout=3, set_as_default=False)

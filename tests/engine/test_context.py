@@ -212,6 +212,13 @@ class TestState:
         with pytest.raises(StorageError, match="damaged"):
             context.load_state()
 
+    def test_values_that_the_disk_has_changed(self, context: RunContext) -> None:
+        context.save_state({"w": torch.zeros(4)}, {"round": 1, "rows": [{"z": 0.1}]})
+        index = context.folder / "state" / "state.json"
+        index.write_text(index.read_text().replace('"round": 1', '"round": 3'))
+        with pytest.raises(StorageError, match="not those that were written"):
+            context.load_state()
+
     def test_no_folder_to_write_to(self, context: RunContext) -> None:
         (context.folder / "state").write_text("in the way")
         with pytest.raises(StorageError):

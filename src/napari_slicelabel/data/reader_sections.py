@@ -17,7 +17,9 @@ _JUNK = re.compile(r"^\.|^thumbs\.db$|^desktop\.ini$", re.IGNORECASE)
 
 def section_files(folder: Path) -> list[Path]:
     """Return the pictures of a folder in the order of the numbers in their names."""
-    files = [p for p in folder.iterdir() if p.suffix.lower() in SECTION_SUFFIXES and not _JUNK.search(p.name)]
+    # no pipe or device: to open one that nobody writes to would never end
+    pictures = (p for p in folder.iterdir() if p.suffix.lower() in SECTION_SUFFIXES and not _JUNK.search(p.name))
+    files = [p for p in pictures if p.is_file()]
     return sorted(files, key=lambda p: _natural(p.name))
 
 

@@ -42,7 +42,10 @@ def connected(scheduler: str) -> "Iterator[Client]":
         No scheduler answers there.
     """
     try:
-        from distributed import Client, LocalCluster
+        from distributed import Client, LocalCluster, Security
+
+        # whoever reaches the ports of a dask cluster may run code in its workers: here only who has the certificate
+        security = Security.temporary() if scheduler.startswith(LOCAL) else None
     except ImportError as error:
         raise InputError(
             "--scheduler needs the package distributed; install it with: pip install 'napari-slicelabel[distributed]'"
@@ -52,6 +55,8 @@ def connected(scheduler: str) -> "Iterator[Client]":
         if scheduler.startswith(LOCAL):
             address = LocalCluster(
                 n_workers=_count(scheduler),
+                security=security,
+                host="127.0.0.1",
                 threads_per_worker=1,
                 processes=True,
                 # any free port: the usual one may be taken by another cluster of this machine

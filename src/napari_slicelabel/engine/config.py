@@ -63,7 +63,7 @@ class MethodConfig(BaseModel):
         ge=0,
         le=2**31 - 1,
         json_schema_extra={"step": 1},
-        description="Same seed and same device: same labels.",
+        description="Same seed, device and number of threads: same labels.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where networks run; auto: the GPU if there is one."

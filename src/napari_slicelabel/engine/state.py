@@ -1,5 +1,6 @@
 """Tensors and a few numbers on disk, replaced as one; and the random state of this process."""
 
+import hashlib
 import json
 import os
 import random
@@ -77,7 +78,8 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], extra: Mapping[str, 
     name = f"{number:06d}.safetensors"
     write_tensors(folder / name, tensors)
     # this rename is the moment at which the new state takes over: the index names the tensors that belong to it
-    write_text(folder / _INDEX, json.dumps({"number": number, "tensors": name, "extra": dict(extra)}, allow_nan=False))
+    content = {"number": number, "tensors": name, "extra": dict(extra), "digest": _digest(extra)}
+    write_text(folder / _INDEX, json.dumps(content, allow_nan=False))
     for stale in folder.iterdir():
         if stale.name not in (name, _INDEX):
             with suppress(OSError):
@@ -112,6 +114,15 @@ class _Index(BaseModel):
     number: int = Field(ge=0, le=10**9)
     tensors: str = Field(pattern=r"^\d+\.safetensors$")
     extra: dict[str, JsonValue]
+    # empty in states of older versions
+    digest: str = ""
+
+
+def _digest(extra: Mapping[str, JsonValue]) -> str:
+    """Return a digest by which values that the disk has changed are told from those that were written."""
+    # as JSON gives them back: keys that are numbers become text, and are sorted as such
+    plain = json.loads(json.dumps(dict(extra)))
+    return hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _index(folder: Path) -> _Index | None:
@@ -122,6 +133,8 @@ def _index(folder: Path) -> _Index | None:
         return None
     except (ValueError, OSError) as error:
         raise StorageError(f"{path} is damaged; start a new run") from error
+    if index.digest and index.digest != _digest(index.extra):
+        raise StorageError(f"{path} is damaged: its values are not those that were written; start a new run")
     return index
 
 
