@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -120,3 +121,15 @@ def read_labels() -> Callable[[Path], NDArray[np.integer]]:
         return volume.read(Box.whole(volume.shape))[0]
 
     return read
+
+
+@pytest.fixture
+def forget_fingerprints() -> Callable[[Project], Project]:
+    """Makes a project one from before images were known by a digest; only there another image is taken for the same."""
+
+    def forget(project: Project) -> Project:
+        file = project.path / "project.json"
+        file.write_text(re.sub(r'"fingerprint": "\w+"', '"fingerprint": ""', file.read_text()))
+        return Project.open(project.path)
+
+    return forget

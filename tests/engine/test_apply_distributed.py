@@ -145,7 +145,7 @@ def test_an_error_of_a_worker_is_told_as_it_is(
     values = np.load(noise_file).astype(np.float32)
     values[50, 1, 1] = np.nan
     np.save(image, values)
-    volume = open_volume(image)
+    volume = open_volume(image, nan="refuse")
     # the sample that the range is taken from would show it to the client
     volume._intensity = open_volume(noise_file).intensity()
     with pytest.raises(InputError, match="NaN or infinite"):

@@ -22,9 +22,10 @@ from napari_slicelabel.engine.plan import plan
 from napari_slicelabel.engine.record import RunRecord
 from napari_slicelabel.engine.run import run
 from napari_slicelabel.engine.scratch import Scratch
-from napari_slicelabel.errors import StorageError
+from napari_slicelabel.errors import InputError, StorageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -130,13 +131,17 @@ def test_nothing_is_taken_over_from_a_run_of_another_kind(painted: Project, chan
     assert any(isinstance(event, Progress) and event.stage == "learn what corresponds" for event in events)
 
 
-def test_nothing_is_taken_over_from_another_image(painted: Project) -> None:
+def test_nothing_is_taken_over_from_another_image(
+    painted: Project, forget_fingerprints: Callable[[Project], Project]
+) -> None:
     config = build_config("flow", {**TINY, "reuse": "on"})
     list(run(painted, config))
     image = painted.volume("tiny")
     other = np.stack([255 - image.read_slice(SliceRef("z", z))[0, 0] for z in range(16)])
     np.save(image.source, other)
-    events = list(run(Project.open(painted.path), config))
+    with pytest.raises(InputError, match="other values"):
+        list(run(Project.open(painted.path), config))
+    events = list(run(forget_fingerprints(painted), config))
     assert any(isinstance(event, Progress) and event.stage == "learn what corresponds" for event in events)
 
 

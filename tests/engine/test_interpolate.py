@@ -132,7 +132,8 @@ def test_classes_that_nobody_declared(make_project: Callable[..., Project]) -> N
 
 
 def test_only_background(make_project: Callable[..., Project]) -> None:
-    project = make_project({"v": np.zeros((4, 5, 5), np.uint8)}, {"v": (1,)}, classes=())
+    project = make_project({"v": np.eye(5, dtype=np.uint8)[None].repeat(4, 0)}, {}, classes=())
+    project.annotation("v").set_complete(SliceRef("z", 1), True)
     with pytest.raises(InputError, match="no class is painted"):
         list(run(project, build_config("interpolate", {})))
 

@@ -30,6 +30,7 @@ from napari_slicelabel.engine.select.thumbnails import SIDE_PX, Thumbnails, make
 from napari_slicelabel.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -114,10 +115,12 @@ def test_thumbnails_go_on_where_they_were_stopped(staged: Project) -> None:
     assert list(make_thumbnails(staged, stack_of(staged))) == []
 
 
-def test_thumbnails_of_an_image_that_changed_are_made_again(staged: Project, tmp_path: Path) -> None:
+def test_thumbnails_of_an_image_that_changed_are_made_again(
+    staged: Project, tmp_path: Path, forget_fingerprints: Callable[[Project], Project]
+) -> None:
     drain(make_thumbnails(staged, stack_of(staged)))
     np.save(tmp_path / "scenes.npy", scenes(seed=1))
-    opened = Project.open(staged.path)
+    opened = forget_fingerprints(staged)
     assert len(list(make_thumbnails(opened, stack_of(opened)))) == 38
 
 
@@ -296,7 +299,7 @@ def test_features_are_learned_once(staged: Project) -> None:
 
 @pytest.mark.usefixtures("_few_steps")
 def test_features_of_an_image_that_changed_or_in_a_damaged_file_are_learned_again(
-    staged: Project, tmp_path: Path
+    staged: Project, tmp_path: Path, forget_fingerprints: Callable[[Project], Project]
 ) -> None:
     first = rank(staged, "representative", 3)
     (file,) = (staged.path / "selection" / "features").glob("*.safetensors")
@@ -304,7 +307,7 @@ def test_features_of_an_image_that_changed_or_in_a_damaged_file_are_learned_agai
     assert LEARN in stages_of(staged)
     assert rank(staged, "representative", 3) == first
     np.save(tmp_path / "scenes.npy", scenes(seed=1))
-    assert LEARN in stages_of(Project.open(staged.path))
+    assert LEARN in stages_of(forget_fingerprints(staged))
 
 
 def learned(project: Project) -> NDArray[np.float32]:

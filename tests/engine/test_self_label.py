@@ -264,7 +264,7 @@ def test_nan_that_the_intensity_sample_did_not_meet(
     image[4, 3, 3] = np.nan
     np.save(tmp_path / "holes.npy", image)
     monkeypatch.setattr(Volume, "intensity", lambda _: Intensity((0.0,), (1.0,), (0.5,), (0.3,)))
-    project = Project.create(tmp_path / "p.slicelabel", [tmp_path / "holes.npy"], classes=["one"])
+    project = Project.create(tmp_path / "p.slicelabel", [tmp_path / "holes.npy"], nan="refuse", classes=["one"])
     project.annotation("holes").write_slice(SliceRef("z", 1), np.eye(32, dtype=np.uint8), complete=True)
     with pytest.raises(InputError, match=rf"holes: NaN or infinite values in slices z{first} to z"):
         events_of(project, flow=flow)

@@ -21,6 +21,7 @@ from napari_slicelabel.data.classes import LabelClass
 from napari_slicelabel.data.files import storage_errors, write_text
 from napari_slicelabel.data.formats import open_volume, split_source
 from napari_slicelabel.data.reading import read_bytes
+from napari_slicelabel.data.volume import NanRule
 from napari_slicelabel.engine.blocks import BlockPredictor, BlockReader, along, tiling
 from napari_slicelabel.engine.confidence import label
 from napari_slicelabel.engine.devices import resolve_device
@@ -63,7 +64,7 @@ class JobRecord(BaseModel):
         Digest of what the labels follow from: the weights, the image, how it is cut into parts.
     model : str
         Folder of the model.
-    source, image_axes, voxel_size, unit, shape, dtype
+    source, image_axes, voxel_size, unit, nan, shape, dtype
         How to open the image, and what it must be.
     axis : {"z", "y", "x"}
         Slices are perpendicular to it.
@@ -81,6 +82,7 @@ class JobRecord(BaseModel):
     image_axes: str
     voxel_size: tuple[float, float, float]
     unit: str
+    nan: NanRule = "background"
     shape: tuple[int, int, int]
     dtype: str
     axis: Axis
@@ -97,6 +99,7 @@ class JobRecord(BaseModel):
             "image_axes": volume.axes,
             "voxel_size": volume.voxel_size,
             "unit": volume.unit,
+            "nan": volume.nan,
             "shape": volume.shape,
             "dtype": str(volume.dtype),
             "axis": axis,
@@ -124,7 +127,9 @@ class JobRecord(BaseModel):
         InputError
             It is another one.
         """
-        volume = open_volume(self.source, axes=self.image_axes, voxel_size=self.voxel_size, unit=self.unit)
+        volume = open_volume(
+            self.source, axes=self.image_axes, voxel_size=self.voxel_size, unit=self.unit, nan=self.nan
+        )
         if volume.shape != self.shape or str(volume.dtype) != self.dtype:
             raise InputError(
                 f"{self.source} opens as {volume.dtype} of shape {volume.shape}, the image of this job is {self.dtype}"
