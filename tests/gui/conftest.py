@@ -105,10 +105,6 @@ class Bench:
 
     def choose(self, *titles: str) -> None:
         """Click through the menus, such as ``choose("File", "Open Sample", ...)``; take the dock that comes of it."""
-        from qtpy.QtWidgets import QApplication
-
-        from napari_slicelabel.gui.dock import WorkflowDock
-
         # a menu closes when its window gets the focus late: then a person opens it again
         for _ in range(3):
             menu = self._opened(titles[:-1])
@@ -117,9 +113,18 @@ class Bench:
         assert menu is not None, f"the menu {' > '.join(titles[:-1])} did not open"
         self._click_title(menu, titles[-1])
         self.qtbot.wait(50)
+        self.take_dock()
+
+    def take_dock(self) -> bool:
+        """Take the workflow that is shown; False where there is none, or its content is still being imported."""
+        from qtpy.QtWidgets import QApplication
+
+        from napari_slicelabel.gui.dock import WorkflowDock
+
         docks = [w for w in QApplication.allWidgets() if isinstance(w, WorkflowDock) and w.isVisible()]
         if docks:
             (self.dock,) = docks
+        return bool(docks)
 
     def _opened(self, titles: tuple[str, ...]) -> Any:
         """Return the menu to which clicks on `titles` lead, from the menu bar on; None where one did not open."""

@@ -99,6 +99,7 @@ def open_and_start(window: Bench, stack: Sample) -> None:
     tifffile.imwrite(window.folder / "stack.tif", stack.image, metadata={"axes": "ZYX"}, imagej=True)
     window.viewer.open(window.folder / "stack.tif")
     window.choose("Plugins", "SliceLabel", "Label from few slices (SliceLabel)")
+    window.wait(window.take_dock)
     window.click(window.panel("VolumePanel").start)
     window.wait(lambda: window.workspace.session is not None)
     window.settle()
