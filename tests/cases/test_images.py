@@ -271,7 +271,7 @@ def assert_size(size: list[float], unit: str, expected: tuple[float | None, floa
 
 REFUSALS: tuple[tuple[str, sp.Maker, str], ...] = (
     ("one of the files of an OME-TIFF is lost", lambda folder: sp.ome_files(folder, lost=5), "z05|missing|not there"),
-    ("a copy that broke off", sp.broken_copy, "truncat|incomplete|broke|ends|cut off|too short|missing|promise"),
+    ("a copy that broke off", sp.broken_copy, "truncated|incomplete|broke|ends|cut off|too short|missing|promise"),
     ("a plate", sp.plate, r"\bA\b.*\bB\b"),
     ("two time points", sp.nifti(np.stack([IMAGE.T] * 2, -1), "two.nii"), "time|4 axes|4D|four"),
 )
