@@ -166,7 +166,7 @@ ROWS = (
     ),
     Row("every second page compressed", sp.pages_by_turns),
     Row("a folder of TIFFs, numbers without zeros", sp.sections(".tif")),
-    Row("a folder of PNGs", sp.sections(".png", "{:03}")),
+    Row("a folder of PNG pictures", sp.sections(".png", "{:03}")),
     # HDF5
     Row("axis tags x, y, z", sp.h5({"exported_data": IMAGE.transpose(2, 1, 0)}, axes="xyz")),
     Row("axis tags y, x, z", sp.h5({"exported_data": IMAGE.transpose(1, 2, 0)}, axes="yxz")),
